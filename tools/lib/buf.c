@@ -1,0 +1,84 @@
+#include "buf.h"
+
+#include "util.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void buf_init(struct buf *b, size_t ceiling)
+{
+	b->size = 256;
+	b->data = xmalloc(b->size);
+	b->data[0] = 0;
+	b->len = 0;
+	b->ceiling = ceiling;
+	b->overflow = false;
+}
+
+void buf_release(struct buf *b)
+{
+	free(b->data);
+	memset(b, 0, sizeof(*b));
+}
+
+void buf_clear(struct buf *b)
+{
+	b->len = 0;
+	b->data[0] = 0;
+	b->overflow = false;
+}
+
+char *buf_take(struct buf *b)
+{
+	char *data = b->data;
+
+	buf_init(b, b->ceiling);
+	return data;
+}
+
+bool buf_add(struct buf *b, const void *data, size_t len)
+{
+	if (b->overflow || len > b->ceiling - b->len) {
+		b->overflow = true;
+		return false;
+	}
+	if (b->len + len + 1 > b->size) {
+		while (b->len + len + 1 > b->size)
+			b->size *= 2;
+		b->data = xrealloc(b->data, b->size);
+	}
+	if (len)
+		memcpy(b->data + b->len, data, len);
+	b->len += len;
+	b->data[b->len] = 0;
+	return true;
+}
+
+bool buf_puts(struct buf *b, const char *s)
+{
+	return buf_add(b, s, strlen(s));
+}
+
+bool buf_putc(struct buf *b, char c)
+{
+	return buf_add(b, &c, 1);
+}
+
+bool buf_printf(struct buf *b, const char *format, ...)
+{
+	va_list args;
+	char *s = NULL;
+	int n;
+	bool fits;
+
+	va_start(args, format);
+	n = vasprintf(&s, format, args);
+	va_end(args);
+	if (n < 0)
+		return buf_add(b, NULL, b->ceiling + 1);
+	fits = buf_add(b, s, (size_t)n);
+	free(s);
+	return fits;
+}

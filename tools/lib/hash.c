@@ -1,0 +1,16 @@
+#include "hash.h"
+
+#include <openssl/sha.h>
+
+void hash_hex(const void *data, size_t len, char hex[HASH_HEX + 1])
+{
+	static const char digits[] = "0123456789abcdef";
+	unsigned char sum[SHA256_DIGEST_LENGTH];
+
+	SHA256(data, len, sum);
+	for (int i = 0; i < SHA256_DIGEST_LENGTH; i++) {
+		hex[2 * i] = digits[sum[i] >> 4];
+		hex[2 * i + 1] = digits[sum[i] & 15];
+	}
+	hex[HASH_HEX] = 0;
+}
