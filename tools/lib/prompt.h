@@ -13,6 +13,7 @@
 #include "error.h"
 
 #include <cjson/cJSON.h>
+#include <stdbool.h>
 
 enum {
 	PROMPT_MAX_BYTES = 200000, /* all messages of a request together */
@@ -23,17 +24,14 @@ enum {
 #define PROMPT_THIN_SCORE 0.5
 
 /* Where a prompt comes from, and for whom. `prompts` and `task` are folders; `model` becomes parameters.model ("" if
- * NULL: the provider's default). temperature < 0 leaves that parameter out, max_tokens 0 means PROMPT_MAX_TOKENS. */
+ * NULL). Zeros mean: the parameter temperature left out, and PROMPT_MAX_TOKENS. */
 struct prompt_source {
 	const char *prompts, *task;
 	const char *model;
+	bool has_temperature;
 	double temperature;
 	int max_tokens;
 };
-
-/* A source with the defaults: temperature left out, PROMPT_MAX_TOKENS. */
-#define PROMPT_SOURCE(prompts_folder, task_folder, model_name) \
-	((struct prompt_source){ .prompts = (prompts_folder), .task = (task_folder), .model = (model_name), .temperature = -1 })
 
 /* Each returns a new request document, or NULL with the reason: KM_EXIT_INPUT for a template, task or state file that
  * cannot be used. world and plan are documents that json_load has accepted. round_folder is the folder of the round
