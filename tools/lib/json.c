@@ -11,6 +11,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* cJSON would report memory that ran out as a text that cannot be parsed. */
+__attribute__((constructor)) static void use_checked_memory(void)
+{
+	cJSON_Hooks hooks = { xmalloc, free };
+
+	cJSON_InitHooks(&hooks);
+}
+
 /* ---- reading ---------------------------------------------------------------------------------------------------- */
 
 /* Length of the UTF-8 sequence at s, of at most n bytes; 0 if it is none (RFC 3629: no surrogates, no overlong). */
