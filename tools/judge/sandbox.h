@@ -25,7 +25,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-/* A file handed in by descriptor, since the folder that it is in may be closed to the sandbox's user. It is read from
+/* A file handed in by descriptor (process_memfd makes one), since the folder that it is in may be closed to the sandbox's user. It is read from
  * its beginning; the descriptor stays open and its offset is undefined afterwards. */
 struct sandbox_file {
 	int fd;
@@ -36,11 +36,11 @@ struct sandbox_file {
 struct sandbox_limits {
 	double wall_seconds;   /* from start to end; watched by sandbox_check */
 	double cpu_seconds;    /* RLIMIT_CPU per process, rounded up: SIGXCPU, a second later SIGKILL */
-	size_t memory_bytes;   /* resident memory of all processes together; watched by sandbox_check */
+	size_t memory_bytes;   /* resident memory of all processes together, mapped memfds included; by sandbox_check */
 	size_t address_bytes;  /* RLIMIT_AS per process */
 	size_t file_bytes;     /* RLIMIT_FSIZE; 0: 64 MB */
 	size_t scratch_mb;     /* size of /tmp; 0: 64 */
-	int processes;         /* RLIMIT_NPROC: of the user on the whole machine, since the kernel counts so; 0: none */
+	int processes;         /* RLIMIT_NPROC, processes and threads in the sandbox (since Linux 5.14; not with no_sandbox) */
 	int descriptors;       /* RLIMIT_NOFILE; 0: 256 */
 };
 
@@ -80,7 +80,8 @@ bool sandbox_continue(struct sandbox *s);
 
 /* How it ended (sandbox_end), in a process_result without output. .signal is the program's: the kernel's seccomp
  * SIGSYS, SIGSEGV, SIGXCPU, ... (bubblewrap reports 128 + signal, which is translated back; a program that itself exits
- * with such a code looks the same). Flags timed_out, over_memory say that we killed it.
+ * with such a code looks the same). Flags timed_out, over_memory say that we killed it; not_started that bubblewrap
+ * failed before the program began, its message is on the sandbox's stderr.
  *
  * sandbox_end(s, seconds, result) waits up to `seconds` for the program to end by itself (limits stay watched), then
  * kills all of it, waits until every process in it is gone, removes what it left, fills *result and frees s. */
@@ -90,8 +91,5 @@ void sandbox_end(struct sandbox *s, double seconds, struct process_result *resul
  * process_run: 0 if it was started, *result to be released in either case. */
 int sandbox_run(const struct sandbox_spec *spec, const void *input, size_t input_len, size_t output_ceiling,
 		size_t diagnostics_ceiling, struct process_result *result, struct error *err);
-
-/* A sealed memfd, close-on-exec, that holds these bytes: for sandbox_file. -1 with KM_EXIT_ENVIRONMENT. */
-int sandbox_memfd(const char *name, const void *data, size_t len, struct error *err);
 
 #endif

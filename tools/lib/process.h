@@ -33,6 +33,7 @@ struct process_result {
 	bool timed_out;    /* we killed it because of .seconds */
 	bool overflowed;   /* we killed it because of .output_ceiling */
 	bool over_memory;  /* we killed it because of its memory (sandbox.h only) */
+	bool not_started;  /* bubblewrap could not set the sandbox up (sandbox.h only): the machine's fault */
 	double seconds;    /* wall-clock time it took */
 	struct buf output, diagnostics; /* NUL-terminated; diagnostics.overflow says that it was cut */
 };
@@ -52,18 +53,23 @@ void process_scratch_remove(const char *folder);
 
 /* ---- for modules that start the child themselves (sandbox.c) ---- */
 
-/* Feed input to in (-1: none), collect out and diagnostics (-1: none) until both are at their end. The three are made
- * non-blocking and closed. tick is called at least every 20 ms, and ends the pumping by returning false. */
-struct process_pump {
-	int in, out, diagnostics;
-	const void *input;
-	size_t input_len;
-	bool (*tick)(void *context);
-	void *context;
-};
+/* A sealed memfd, close-on-exec, that holds these bytes, at its beginning. -1 with KM_EXIT_ENVIRONMENT. */
+int process_memfd(const char *name, const void *data, size_t len, struct error *err);
 
-/* Returns false if the output passed its ceiling or tick ended it: the caller then kills the child. */
-bool process_pump(struct process_pump *pump, struct process_result *result);
+/* Collect what comes out of two pipes (-1: none), which are closed, until both are at their end. tick is called at
+ * least every 20 ms and ends the collecting by returning false; what is in the pipes then is still taken. Sets
+ * result->overflowed and returns early if the output passes its ceiling: the caller then kills the child. */
+void process_collect(int out, int diagnostics, struct process_result *result, bool (*tick)(void *), void *context);
+
+/* An empty result with these ceilings. */
+void process_result_init(struct process_result *result, size_t output_ceiling, size_t diagnostics_ceiling);
+
+/* In a child after fork: dup these onto 0, 1 and 2 (-1: /dev/null), mark every other descriptor close-on-exec but
+ * those of keep, and put all signals back to their defaults. False on failure. */
+bool process_child_setup(int in, int out, int diagnostics, const int *keep, size_t keep_count);
+
+/* Translate a waitpid status into result->exit_code and result->signal. */
+void process_result_status(struct process_result *result, int status);
 
 /* SIGKILL to the process group and to every process of the session of that leader. */
 void process_kill_session(pid_t leader);

@@ -1,0 +1,154 @@
+#include "cache.h"
+
+#include "file.h"
+#include "util.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static char *choose_folder(struct error *err)
+{
+	const char *own = getenv("KM_CACHE"), *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+
+	if (own && own[0]) {
+		char *here = own[0] == '/' ? NULL : realpath(".", NULL);
+		char *path = here ? xasprintf("%s/%s", here, own) : xstrdup(own);
+
+		free(here);
+		return path;
+	}
+	if (xdg && xdg[0] == '/')
+		return xasprintf("%s/kernel-make", xdg);
+	if (home && home[0] == '/')
+		return xasprintf("%s/.cache/kernel-make", home);
+	error_set(err, KM_EXIT_ENVIRONMENT, "no place for the cache: set KM_CACHE or HOME");
+	return NULL;
+}
+
+char *cache_folder(struct error *err)
+{
+	char *folder = choose_folder(err);
+	struct stat st;
+
+	if (!folder)
+		return NULL;
+	if (!file_exists(folder)) {
+		char *parent = path_folder(folder);
+		int result = file_make_folder(parent, err);
+
+		free(parent);
+		if (result < 0)
+			goto fail;
+		if (mkdir(folder, 0700) < 0 && errno != EEXIST) {
+			error_set(err, KM_EXIT_ENVIRONMENT, "cannot make the cache folder '%s': %s", folder, strerror(errno));
+			goto fail;
+		}
+	}
+	if (stat(folder, &st) < 0 || !S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 022)) {
+		error_set(err, KM_EXIT_ENVIRONMENT, "the cache folder '%s' is not ours alone to write: set KM_CACHE", folder);
+		goto fail;
+	}
+	return folder;
+fail:
+	free(folder);
+	return NULL;
+}
+
+char *cache_path(const char *name, struct error *err)
+{
+	char *folder = cache_folder(err), *path;
+
+	if (!folder)
+		return NULL;
+	path = xasprintf("%s/%s", folder, name);
+	free(folder);
+	return path;
+}
+
+bool cache_get(const char *name, struct buf *b)
+{
+	char *path = cache_path(name, NULL);
+	bool found = path && file_exists(path) && file_read(path, b, NULL) == 0;
+
+	if (found)
+		utimensat(AT_FDCWD, path, NULL, 0);
+	else
+		buf_clear(b);
+	free(path);
+	return found;
+}
+
+struct entry {
+	char *path;
+	struct timespec used;
+	off_t size;
+};
+
+static int compare_use(const void *a, const void *b)
+{
+	const struct timespec *x = &((const struct entry *)a)->used, *y = &((const struct entry *)b)->used;
+
+	if (x->tv_sec != y->tv_sec)
+		return x->tv_sec < y->tv_sec ? -1 : 1;
+	return x->tv_nsec < y->tv_nsec ? -1 : x->tv_nsec > y->tv_nsec;
+}
+
+static size_t list_entries(const char *folder, struct entry **entries, off_t *total)
+{
+	DIR *dir = opendir(folder);
+	struct dirent *item;
+	size_t count = 0;
+
+	*entries = NULL;
+	*total = 0;
+	while (dir && (item = readdir(dir)) != NULL) {
+		char *path = xasprintf("%s/%s", folder, item->d_name);
+		struct stat st;
+
+		if (starts_with(item->d_name, "lock-") || lstat(path, &st) < 0 || !S_ISREG(st.st_mode)) {
+			free(path);
+			continue;
+		}
+		*entries = xreallocarray(*entries, count + 1, sizeof(**entries));
+		(*entries)[count++] = (struct entry){ path, st.st_mtim, st.st_size };
+		*total += st.st_size;
+	}
+	if (dir)
+		closedir(dir);
+	return count;
+}
+
+static void drop_oldest(const char *folder)
+{
+	struct entry *entries;
+	off_t total;
+	size_t count = list_entries(folder, &entries, &total);
+
+	qsort(entries, count, sizeof(*entries), compare_use);
+	for (size_t i = 0; i < count; i++) {
+		if (total > CACHE_MAX && unlink(entries[i].path) == 0)
+			total -= entries[i].size;
+		free(entries[i].path);
+	}
+	free(entries);
+}
+
+int cache_put(const char *name, const void *data, size_t len, struct error *err)
+{
+	char *folder = cache_folder(err), *path;
+	int result;
+
+	if (!folder)
+		return -1;
+	path = xasprintf("%s/%s", folder, name);
+	result = file_write(path, data, len, err);
+	drop_oldest(folder);
+	free(path);
+	free(folder);
+	return result;
+}
