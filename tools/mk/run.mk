@@ -1,0 +1,85 @@
+# run.mk - the search as a user meets it: run, status, best, ... Each is a short recipe around a script in tools/.
+#
+# Variables of a run (an empty one means: as in run.json, or the default that `tools/run -h` prints).
+
+STATE ?= state
+TASK ?=
+RUN ?= $(notdir $(patsubst %/,%,$(TASK)))
+S := $(STATE)/$(RUN)
+
+# Frozen by the first make of a run ...
+WIDTH ?=
+K ?=
+STRATEGY ?=
+POLICY ?=
+SEED ?=
+# ... and these hold for one make.
+ROUNDS ?=
+EVALS ?=
+PROVIDER ?=
+MODEL ?=
+JUDGE ?=
+TARGET ?=
+PATIENCE ?=
+USD ?=
+TOKENS ?=
+SECONDS ?=
+LIMIT_SECONDS ?= $(SECONDS)
+EXEC ?=
+TIMEOUT ?=
+MARCH ?=
+FROM ?=
+TO ?=
+PACK ?=
+KERNEL ?=
+
+SETTING_NAMES := TASK WIDTH K STRATEGY POLICY SEED ROUNDS EVALS PROVIDER MODEL JUDGE TARGET PATIENCE USD TOKENS SECONDS FROM
+SETTINGS = $(foreach n,$(SETTING_NAMES),$(if $($(n)),$(n)='$($(n))'))
+export KM_BIN := $(BIN)
+export EXEC
+
+need = $(if $($(1)),,$(error say which: $(1)=$(2)))
+
+run: all ## search: TASK= RUN= ROUNDS= EVALS= WIDTH= PROVIDER=openai|exec|manual|replay MODEL= EXEC= ...
+	$(call need,RUN,a task in tasks/ by TASK=, or a run in state/)
+	+$(Q)tools/run $(S) $(SETTINGS) -- $(MAKE) -k rounds
+
+status: all ## what a run has found and spent: RUN=
+	$(call need,RUN,a run in state/)
+	$(Q)tools/report status $(S)
+
+best: all ## judge the best kernel on all workloads into state/RUN/best/: RUN=
+	$(call need,RUN,a run in state/)
+	$(Q)tools/report best $(S) $(if $(MARCH),--march '$(MARCH)')
+
+waiting: ## the questions that wait for an answer: RUN=
+	$(call need,RUN,a run in state/)
+	$(Q)tools/report waiting $(S)
+
+rewind: ## drop the rounds after TO: RUN= TO=n (replies stay in calls/)
+	$(call need,RUN,a run in state/)
+	$(call need,TO,the last round to keep)
+	$(Q)tools/keep rewind $(S) '$(TO)'
+
+settle: ## after git clone or cp -r: set all files of a run to one time: RUN=
+	$(call need,RUN,a run in state/)
+	$(Q)tools/keep settle $(S)
+
+bench: all ## compile and judge the kernels of a run that have no verdict: RUN= PACK=new-files.tar
+	$(call need,RUN,a run in state/)
+	+$(Q)tools/run $(S) $(SETTINGS) $(if $(PACK),PACK='$(PACK)') -- $(MAKE) -k verdicts
+
+record: ## make a recording of a run, to be replayed: RUN= TO=folder
+	$(call need,RUN,a run in state/)
+	$(call need,TO,a folder that does not exist yet)
+	$(Q)tools/keep record $(S) '$(TO)'
+
+replay: all ## search again with the replies of a recording: FROM=folder RUN= JUDGE=replay|real
+	$(call need,FROM,the folder of a recording)
+	+$(Q)tools/run $(STATE)/$(or $(RUN),$(notdir $(FROM:%/=%))-replay) $(SETTINGS) -- $(MAKE) -k rounds
+
+DEMO := tests/replies/sgemm_cpu_demo
+demo: all ## replay a recorded search on sgemm_cpu, compiled and timed here; no key needed
+	+$(Q)tools/demo $(DEMO) $(STATE) $(if $(MARCH),MARCH='$(MARCH)') -- $(MAKE)
+
+.PHONY: run status best waiting rewind settle bench record replay demo
