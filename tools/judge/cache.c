@@ -129,7 +129,8 @@ static void drop_oldest(const char *folder)
 	off_t total;
 	size_t count = list_entries(folder, &entries, &total);
 
-	qsort(entries, count, sizeof(*entries), compare_use);
+	if (count > 1)
+		qsort(entries, count, sizeof(*entries), compare_use);
 	for (size_t i = 0; i < count; i++) {
 		if (total > CACHE_MAX && unlink(entries[i].path) == 0)
 			total -= entries[i].size;
