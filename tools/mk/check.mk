@@ -1,0 +1,49 @@
+# check.mk - tests, lint, measurements of the tools, the proof of a task.
+#
+# Example  make test T='llm update'      make SANITIZE=1 test      make lint
+
+T ?=
+JOBS ?= $(shell nproc)
+PEERS := $(OBJ)/tests
+UNIT_TESTS := $(patsubst tests/unit/%.c,$(PEERS)/%,$(wildcard tests/unit/test_*.c))
+PEER_PROGRAMS := $(patsubst tests/peer/%.c,$(PEERS)/%,$(wildcard tests/peer/*.c))
+PRELOADS := $(patsubst tests/preload/%.c,$(PEERS)/%.so,$(wildcard tests/preload/*.c))
+TEST_FILES = $(UNIT_TESTS) $(wildcard tests/*.bats)
+CHOSEN = $(if $(T),$(foreach t,$(T),$(or $(filter %/$(t) %/$(t).bats %/test_$(t),$(TEST_FILES)),$(error no test file '$(t)'))),$(TEST_FILES))
+
+$(PEERS)/test_%: tests/unit/test_%.c $(OBJ)/libjudge.a $(OBJ)/libkm.a $(OBJ)/flags
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_CFLAGS) $(WERROR) -MMD -MP -MF $@.d $(filter %.c %.a,$^) -o $@ -lcmocka $(LIBS) -lcurl -ldl
+
+$(PEERS)/%: tests/peer/%.c $(OBJ)/flags
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_CFLAGS) $(WERROR) $< -o $@ -lm
+
+# Loaded into plain and sanitized programs alike, so never sanitized.
+$(PEERS)/%.so: tests/preload/%.c $(OBJ)/flags
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(filter-out $(SANITIZERS),$(ALL_CFLAGS)) $(WERROR) -fPIC -shared $< -o $@ -ldl
+
+test-programs: all $(UNIT_TESTS) $(PEER_PROGRAMS) $(PRELOADS)
+
+test: test-programs ## run the tests: T='llm update' picks files, KM_LONG=1 adds the long ones
+	+$(Q)KM_BIN=$(abspath $(BIN)) KM_PEERS=$(abspath $(PEERS)) SANITIZE=$(SANITIZE) \
+	  tools/mk/prove -j$(JOBS) $(CHOSEN)
+
+lint: ## warnings as errors, gcc -fanalyzer, cppcheck, shellcheck, man pages against -h
+	$(Q)$(MAKE) --no-print-directory FLAVOUR=lint BIN=bin/.build/lint/bin WERROR=-Werror test-programs
+	$(Q)tools/mk/lint analyze '$(CC) $(ALL_CFLAGS)' $(sort $(wildcard tools/*.c tools/lib/*.c tools/judge/*.c))
+	$(Q)tools/mk/lint cppcheck
+	$(Q)tools/mk/lint shell
+	$(Q)tools/mk/lint man $(BIN)
+
+bench-tools: all ## what the tools themselves take: time per round, nothing to do, 10,000 nodes, prompts
+	+$(Q)tests/bench-tools.sh $(MAKE)
+
+TASK_FOLDER = $(if $(findstring /,$(TASK)),$(TASK),tasks/$(TASK))
+check-task: all ## prove a task: TASK=
+	$(call need,TASK,a task in tasks/)
+	$(Q)$(BIN)/km-check-task $(TASK_FOLDER)
+
+-include $(wildcard $(PEERS)/*.d)
+.PHONY: test test-programs lint bench-tools check-task
