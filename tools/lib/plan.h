@@ -1,0 +1,21 @@
+/* plan.h - the plan of a round: which node each slot works on, and from which code.
+ *
+ * A slot whose cycle is open goes on with its node: "debug" while nothing has passed in this cycle, "improve"
+ * afterwards. Then the free slots, in order, take the best nodes of the frontier (select.h), mode "new". A slot for
+ * which no node or no evaluation is left is {"slot", "skip": reason}.
+ *   base: the code to start from. new: the parent's solution; debug: the last attempt that had code; improve: the best
+ *         of the cycle. While no attempt of a cycle had any code the mode stays "new".
+ *   last: the last attempt of this cycle, whatever came of it. parent: the parent's solution. null where there is none.
+ */
+#ifndef KM_PLAN_H
+#define KM_PLAN_H
+
+#include "limits.h"
+#include "world.h"
+
+/* The plan of round world.round + 1. world_sha256: of the bytes of world.json.
+ * NULL with KM_EXIT_ENDED if a limit is reached or nothing is left to try. An empty frontier plans a round in which all
+ * slots are idle, until WORLD_REFILLS refills in a row brought nothing. */
+cJSON *plan_make(const struct world *w, const char *world_sha256, const struct limits *limits, const struct calls_sum *spent, struct error *err);
+
+#endif
