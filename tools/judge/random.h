@@ -4,7 +4,7 @@
  *   normal      standard normal, cut at 5.2
  *   shifted     normal + 2
  *   row_scaled  normal, each row times exp(0.7 g), g normal, one g a row
- *   student_t3  Student's t with 3 degrees of freedom, cut at +-1000
+ *   student_t3  Student's t with 3 degrees of freedom, cut at 264
  *   structured  multiples of 1/8 in [-1, 1), one element in 64 times 8, signs constant along 32 neighbours
  * A row is the last dimension of the tensor.
  */
@@ -16,12 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The 2^-24 multiples that all sets but row_scaled and student_t3 are made of. */
+/* Normals are multiples of 2^-24 before they are scaled. */
 enum { RANDOM_FRACTION_BITS = 24 };
-
-/* "normal", ...; -1 or NULL if unknown. */
-int random_set_number(const char *name);
-const char *random_set_name(int set);
 
 /* The standard normal of 32 random bits, in units of 2^-24: the quantile function, piecewise linear in 4096 steps and
  * 4096 finer ones in each tail. */
@@ -42,12 +38,6 @@ void random_fill_bool(uint8_t *to, int64_t count, uint64_t seed);
 
 /* Raw bits: guard zones. */
 void random_fill_bits(void *to, size_t bytes, uint64_t seed);
-
-/* Conversions between formats; exact where widening. */
-uint16_t random_to_bfloat16(float x);
-uint16_t random_to_float16(float x);
-double random_from_bfloat16(uint16_t x);
-double random_from_float16(uint16_t x);
 
 /* Secrets: 64 bits from the kernel's generator; no later value can be told from earlier ones. */
 uint64_t random_secret(void);

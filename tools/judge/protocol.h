@@ -1,0 +1,53 @@
+/* protocol.h - what km-bench's keeper and a runner say to each other.
+ *
+ * One message is one packet of a SOCK_SEQPACKET socket pair, always sizeof(struct protocol_message) bytes. The keeper
+ * asks, the runner answers, one at a time; an answer repeats the serial of what it answers. Nothing that a runner says
+ * is believed but its own failure: its process holds code that may have taken it over. The keeper takes the time, looks
+ * at the outputs itself, and only uses a runner's answer as "stop the clock now".
+ *
+ *   keeper                        runner
+ *   SETUP limits, slab sizes      HELLO where[]: its addresses of the three slabs; value < 0: no seccomp
+ *                                 (no candidate code has run yet)
+ *   LOAD                          LOADED value: bit 0 has km_init, bit 1 has km_workspace; text: why not (value < 0)
+ *   INIT args                     ANSWER value: what km_init returned
+ *   WORKSPACE args                ANSWER value: what km_workspace returned
+ *   POPULATE where[0], value      ANSWER           pages of the workspace are mapped, so that no call pays for that
+ *   CALL args                     ANSWER value: what km_run returned
+ *   any                           FAULT value: signal; where[0]: address; where[1]: system call (SIGSYS)
+ *
+ * The runner gets pointers in args that are already its own addresses, so it need not know the task.
+ */
+#ifndef KM_PROTOCOL_H
+#define KM_PROTOCOL_H
+
+#include <stdint.h>
+
+enum {
+	PROTOCOL_MAGIC = 0x6b6d3161, /* "km1a" */
+	PROTOCOL_ARGS_MAX = 1024,
+	PROTOCOL_TEXT_MAX = 400,
+};
+
+enum protocol_kind {
+	/* keeper to runner */
+	PROTOCOL_SETUP = 1, PROTOCOL_LOAD, PROTOCOL_INIT, PROTOCOL_WORKSPACE, PROTOCOL_POPULATE, PROTOCOL_CALL,
+	/* runner to keeper */
+	PROTOCOL_HELLO, PROTOCOL_LOADED, PROTOCOL_ANSWER, PROTOCOL_FAULT,
+};
+
+enum { PROTOCOL_INPUT, PROTOCOL_OUTPUT, PROTOCOL_SCRATCH, PROTOCOL_SLABS }; /* the slabs, in this order */
+
+enum { PROTOCOL_HAS_INIT = 1, PROTOCOL_HAS_WORKSPACE = 2 };
+
+struct protocol_message {
+	uint32_t magic, kind;
+	uint64_t serial;
+	int64_t value;                   /* SETUP: 1 for a trusted peer, else 0 */
+	uint64_t where[PROTOCOL_SLABS];  /* SETUP: bytes of the slabs */
+	uint64_t limit;                  /* SETUP: most bytes in one mmap */
+	uint32_t args_bytes, reserved;   /* args_bytes <= PROTOCOL_ARGS_MAX */
+	unsigned char args[PROTOCOL_ARGS_MAX] __attribute__((aligned(16)));
+	char text[PROTOCOL_TEXT_MAX];    /* ends with NUL */
+};
+
+#endif

@@ -1,0 +1,376 @@
+#include "runner_process.h"
+
+#include "util.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/limits.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+	TICK_MS = 20,          /* how often limits are looked at while we wait */
+	START_SECONDS = 20,    /* for HELLO and LOADED */
+	WALL_SECONDS = 3600,   /* of a whole runner; every question has its own limit */
+};
+
+/* ---- names ------------------------------------------------------------------------------------------------------ */
+
+/* Those that kernels try; others are shown by number. */
+static const struct {
+	long nr;
+	const char *name;
+} syscalls[] = {
+#define CALL(name) { SYS_##name, #name }
+	CALL(read), CALL(write), CALL(readv), CALL(writev), CALL(openat), CALL(close), CALL(mmap), CALL(mprotect), CALL(munmap),
+	CALL(mremap), CALL(brk), CALL(madvise), CALL(rt_sigaction), CALL(rt_sigprocmask), CALL(rt_sigreturn), CALL(sigaltstack),
+	CALL(tgkill), CALL(tkill), CALL(kill), CALL(gettid), CALL(getpid), CALL(getppid), CALL(exit), CALL(exit_group),
+	CALL(clone), CALL(clone3), CALL(execve), CALL(execveat), CALL(ptrace), CALL(process_vm_readv), CALL(process_vm_writev),
+	CALL(socket), CALL(connect), CALL(bind), CALL(sendto), CALL(sendmsg), CALL(recvfrom), CALL(recvmsg), CALL(socketpair),
+	CALL(futex), CALL(nanosleep), CALL(clock_nanosleep), CALL(clock_gettime), CALL(clock_settime), CALL(gettimeofday),
+	CALL(setitimer), CALL(timer_create), CALL(timerfd_create), CALL(memfd_create), CALL(shmat), CALL(shmget),
+	CALL(sched_setaffinity), CALL(sched_yield), CALL(sched_setscheduler), CALL(setpriority), CALL(prctl), CALL(seccomp),
+	CALL(io_uring_setup), CALL(io_setup), CALL(bpf), CALL(perf_event_open), CALL(userfaultfd), CALL(mount), CALL(unshare),
+	CALL(ioctl), CALL(fcntl), CALL(dup), CALL(pipe2), CALL(eventfd2), CALL(getrandom), CALL(uname), CALL(newfstatat),
+	CALL(statx), CALL(unlinkat), CALL(renameat2), CALL(mkdirat), CALL(personality), CALL(mlock), CALL(mbind),
+#if defined(__x86_64__)
+	CALL(open), CALL(fork), CALL(vfork), CALL(alarm), CALL(pause), CALL(unlink), CALL(mkdir), CALL(rename), CALL(stat),
+	CALL(access), CALL(arch_prctl), CALL(time), CALL(pipe), CALL(dup2), CALL(creat),
+#endif
+#undef CALL
+};
+
+static const char *syscall_name(uint64_t nr, char text[32])
+{
+	for (size_t i = 0; i < sizeof(syscalls) / sizeof(*syscalls); i++)
+		if ((uint64_t)syscalls[i].nr == nr)
+			return syscalls[i].name;
+	snprintf(text, 32, "%" PRIu64, nr);
+	return text;
+}
+
+static const char *signal_name(int64_t signal, char text[32])
+{
+	const char *name = signal > 0 && signal < NSIG ? sigabbrev_np((int)signal) : NULL;
+
+	snprintf(text, 32, name ? "SIG%s" : "signal %.0s%" PRId64, name ? name : "", signal);
+	return text;
+}
+
+/* ---- ends ------------------------------------------------------------------------------------------------------- */
+
+static void end_sandbox(struct runner_process *r, double seconds, struct process_result *end)
+{
+	sandbox_end(r->sandbox, seconds, end);
+	r->sandbox = NULL;
+	close(r->socket);
+	if (r->stat_fd >= 0)
+		close(r->stat_fd);
+}
+
+void runner_process_end(struct runner_process *r)
+{
+	struct process_result end;
+
+	if (!r->sandbox)
+		return;
+	end_sandbox(r, 0, &end);
+	process_result_release(&end);
+}
+
+static void refuse_call(const char *what, uint64_t nr, struct verdict *v)
+{
+	char text[32];
+	const char *name = syscall_name(nr, text);
+
+	if (nr == SYS_exit_group || nr == SYS_exit)
+		verdict_set(v, VERDICT_REJECTED, "exit", "%s ended the process (%s)", what, name);
+	else
+		verdict_set(v, VERDICT_REJECTED, "system-call", "%s made the system call %s, which no kernel may", what, name);
+}
+
+/* The runner is gone without a word: read from how it ended what happened. */
+static void bury(struct runner_process *r, const char *what, struct verdict *v)
+{
+	struct process_result end;
+	char text[32];
+
+	end_sandbox(r, 0.5, &end);
+	if (end.over_memory)
+		verdict_set(v, VERDICT_REJECTED, "memory", "%s used more memory than the task allows", what);
+	else if (end.timed_out)
+		verdict_set(v, VERDICT_TIMEOUT, NULL, "%s: the runner passed %d s", what, WALL_SECONDS);
+	else if (end.signal == SIGSYS)
+		verdict_set(v, VERDICT_REJECTED, "system-call", "%s made a system call that no kernel may", what);
+	else if (end.signal > 0)
+		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "%s was ended by %s", what, signal_name(end.signal, text));
+	else
+		verdict_set(v, VERDICT_REJECTED, "exit", "%s ended the process with status %d", what, end.exit_code);
+	process_result_release(&end);
+}
+
+static void explain_fault(const struct protocol_message *m, const char *what, uint64_t *fault_address, struct verdict *v)
+{
+	char text[32];
+
+	if (m->value == SIGSYS) {
+		refuse_call(what, m->where[1], v);
+		return;
+	}
+	if (m->value == SIGSEGV || m->value == SIGBUS)
+		*fault_address = m->where[0];
+	/* A fault at an address is put into words by who knows what lies there. */
+	if (!*fault_address)
+		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "%s was ended by %s", what, signal_name(m->value, text));
+}
+
+/* ---- waiting ---------------------------------------------------------------------------------------------------- */
+
+static bool is_interrupted(const struct runner_process *r)
+{
+	return r->interrupted && *r->interrupted;
+}
+
+/* Wait for one packet. 1: it is in *m; 0: the runner has ended or is too late, *v says which; -1: interrupted. */
+static int receive(struct runner_process *r, double deadline, const char *what, double seconds, struct protocol_message *m,
+		   struct verdict *v, struct error *err)
+{
+	for (;;) {
+		struct pollfd p = { .fd = r->socket, .events = POLLIN };
+		int ready = poll(&p, 1, TICK_MS);
+		ssize_t n;
+
+		if (is_interrupted(r))
+			return error_set(err, KM_EXIT_ENVIRONMENT, "interrupted");
+		if (ready < 0 && errno == EINTR)
+			continue;
+		if (ready > 0) {
+			n = recv(r->socket, m, sizeof(*m), MSG_DONTWAIT | MSG_TRUNC);
+			if (n == sizeof(*m))
+				return 1;
+			if (n < 0 && (errno == EAGAIN || errno == EINTR))
+				continue;
+			if (n > 0) {
+				runner_process_end(r);
+				verdict_set(v, VERDICT_REJECTED, "protocol", "%s wrote to the judge's socket", what);
+				return 0;
+			}
+		}
+		if (ready != 0 || !sandbox_check(r->sandbox)) {
+			bury(r, what, v);
+			return 0;
+		}
+		if (monotonic_seconds() > deadline) {
+			runner_process_end(r);
+			verdict_set(v, VERDICT_TIMEOUT, NULL, "%s did not return within %g s", what, seconds);
+			return 0;
+		}
+	}
+}
+
+/* Is the process asleep in the kernel, as it is when it waits for a question? True also if it is gone. */
+static bool is_asleep(const struct runner_process *r)
+{
+	char text[512], *p;
+	ssize_t n = pread(r->stat_fd, text, sizeof(text) - 1, 0);
+
+	if (n <= 0)
+		return true;
+	text[n] = 0;
+	p = strrchr(text, ')');
+	return !p || p[2] == 'S' || p[2] == 'Z' || p[2] == 'X';
+}
+
+/* Let it go on to where it waits for the question, so that its waking up is not in the time of the call. One that does
+ * not go to sleep is found out by its CPU time. */
+static void wake(struct runner_process *r)
+{
+	double start = monotonic_seconds();
+	struct timespec pause = { 0, 50000 };
+
+	sandbox_continue(r->sandbox);
+	for (int i = 0; !is_asleep(r) && monotonic_seconds() < start + 0.2; i++)
+		if (i > 100)
+			nanosleep(&pause, NULL);
+}
+
+int runner_process_ask(struct runner_process *r, struct protocol_message *question, double seconds, const char *what,
+		       struct runner_answer *answer, uint64_t *fault_address, struct verdict *v, struct error *err)
+{
+	struct protocol_message m = { .kind = 0 };
+	double start, end;
+	int got;
+
+	*fault_address = 0;
+	question->magic = PROTOCOL_MAGIC;
+	question->serial = ++r->serial;
+	wake(r);
+	answer->gap = sandbox_cpu_seconds(r->sandbox) - r->cpu_at_answer;
+	/* Whatever is here now was said before it was asked. */
+	if (recv(r->socket, &m, sizeof(m), MSG_DONTWAIT) > 0 && m.kind != PROTOCOL_FAULT) {
+		runner_process_end(r);
+		verdict_set(v, VERDICT_REJECTED, "protocol", "%s wrote to the judge's socket", what);
+		return 0;
+	}
+	start = monotonic_seconds();
+	if (m.kind != PROTOCOL_FAULT && send(r->socket, question, sizeof(*question), MSG_NOSIGNAL) != sizeof(*question)) {
+		bury(r, what, v);
+		return 0;
+	}
+	got = m.kind == PROTOCOL_FAULT ? 1 : receive(r, start + seconds, what, seconds, &m, v, err);
+	end = monotonic_seconds();
+	if (got <= 0)
+		return got;
+	r->cpu_at_answer = sandbox_cpu_seconds(r->sandbox);
+	sandbox_stop(r->sandbox);
+	answer->seconds = end - start;
+	answer->value = m.value;
+	if (m.magic == PROTOCOL_MAGIC && m.kind == PROTOCOL_FAULT) {
+		explain_fault(&m, what, fault_address, v);
+		runner_process_end(r);
+	} else if (m.magic != PROTOCOL_MAGIC || m.serial != r->serial ||
+		   m.kind != (question->kind == PROTOCOL_LOAD ? PROTOCOL_LOADED : PROTOCOL_ANSWER)) {
+		verdict_set(v, VERDICT_REJECTED, "protocol", "%s wrote to the judge's socket", what);
+		runner_process_end(r);
+	} else if (question->kind == PROTOCOL_LOAD && m.value < 0) {
+		m.text[PROTOCOL_TEXT_MAX - 1] = 0;
+		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "%s: %s", what, m.text);
+		runner_process_end(r);
+	}
+	return 0;
+}
+
+/* ---- starting --------------------------------------------------------------------------------------------------- */
+
+/* bin/km-runner-cpu is beside the running program, or named by $KM_RUNNER_CPU (for tests). */
+static int open_runner_program(struct error *err)
+{
+	char self[PATH_MAX], path[PATH_MAX + 32], *slash;
+	const char *named = getenv("KM_RUNNER_CPU");
+	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	int fd;
+
+	self[n > 0 ? n : 0] = 0;
+	slash = strrchr(self, '/');
+	snprintf(path, sizeof(path), "%.*s/km-runner-cpu", slash ? (int)(slash - self) : 0, self);
+	fd = open(named ? named : path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		error_set(err, KM_EXIT_ENVIRONMENT, "cannot open the runner '%s': %s", named ? named : path, strerror(errno));
+	return fd;
+}
+
+/* Copies of the descriptors above those that the child uses for itself, so that their numbers are free there too. */
+static int keep_numbers(const struct runner_start *start, int socket, int *keep, struct error *err)
+{
+	for (int i = 0; i <= PROTOCOL_SLABS; i++) {
+		keep[i] = fcntl(i == 0 ? socket : start->slabs[i - 1]->fd, F_DUPFD_CLOEXEC, 40 + i);
+		if (keep[i] < 0) {
+			while (i-- > 0)
+				close(keep[i]);
+			return error_set(err, KM_EXIT_ENVIRONMENT, "cannot copy a descriptor: %s", strerror(errno));
+		}
+	}
+	return 0;
+}
+
+static struct sandbox *start_sandbox(const struct runner_start *start, int program, int library, const int *keep, struct error *err)
+{
+	struct sandbox_file files[] = { { program, "runner" }, { library, "kernel.so" } };
+	char numbers[PROTOCOL_SLABS + 1][16];
+	const char *argv[] = { "./runner", "./kernel.so", numbers[0], numbers[1], numbers[2], numbers[3], NULL };
+	struct sandbox_spec spec = {
+		.argv = argv, .files = files, .file_count = 2, .keep = keep, .keep_count = PROTOCOL_SLABS + 1,
+		.stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .no_sandbox = start->no_sandbox,
+		.limits = { .wall_seconds = WALL_SECONDS, .memory_bytes = start->memory_bytes },
+	};
+
+	for (int i = 0; i <= PROTOCOL_SLABS; i++)
+		snprintf(numbers[i], sizeof(numbers[i]), "%d", keep[i]);
+	for (int i = 0; i < PROTOCOL_SLABS; i++)
+		spec.limits.memory_bytes += start->slabs[i]->bytes;
+	return sandbox_start(&spec, err);
+}
+
+static int launch(struct runner_process *r, const struct runner_start *start, struct error *err)
+{
+	int pair[2] = { -1, -1 }, keep[PROTOCOL_SLABS + 1], program = open_runner_program(err), library = -1;
+
+	if (program >= 0)
+		library = process_memfd("kernel.so", start->library, start->library_bytes, err);
+	if (library >= 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		error_set(err, KM_EXIT_ENVIRONMENT, "cannot make a socket pair: %s", strerror(errno));
+	if (pair[1] >= 0 && keep_numbers(start, pair[1], keep, err) == 0) {
+		r->sandbox = start_sandbox(start, program, library, keep, err);
+		for (int i = 0; i <= PROTOCOL_SLABS; i++)
+			close(keep[i]);
+	}
+	r->socket = pair[0];
+	if (pair[1] >= 0)
+		close(pair[1]);
+	if (library >= 0)
+		close(library);
+	if (program >= 0)
+		close(program);
+	if (!r->sandbox && pair[0] >= 0)
+		close(pair[0]);
+	return r->sandbox ? 0 : -1;
+}
+
+/* No code of the kernel has run yet, so a failure here is the machine's. */
+static int greet(struct runner_process *r, const struct runner_start *start, struct error *err)
+{
+	struct protocol_message m = { .magic = PROTOCOL_MAGIC, .kind = PROTOCOL_SETUP, .value = start->trusted };
+	struct verdict v = { 0 };
+	char path[64];
+	pid_t pid;
+	int got;
+
+	for (int i = 0; i < PROTOCOL_SLABS; i++)
+		m.where[i] = start->slabs[i]->bytes;
+	m.limit = start->memory_bytes;
+	if (send(r->socket, &m, sizeof(m), MSG_NOSIGNAL) != sizeof(m))
+		got = 0;
+	else
+		got = receive(r, monotonic_seconds() + START_SECONDS, "the runner", START_SECONDS, &m, &v, err);
+	if (got < 0)
+		return -1;
+	if (got == 0 || m.magic != PROTOCOL_MAGIC || m.kind != PROTOCOL_HELLO)
+		return error_set(err, KM_EXIT_ENVIRONMENT, "the runner did not start in its sandbox: %s", v.message);
+	if (m.value < 0)
+		return error_set(err, KM_EXIT_ENVIRONMENT, "this kernel does not let a process filter its system calls (seccomp)");
+	memcpy(r->base, m.where, sizeof(r->base));
+	pid = sandbox_pid(r->sandbox);
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	r->stat_fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (pid < 0 || r->stat_fd < 0)
+		return error_set(err, KM_EXIT_ENVIRONMENT, "cannot find the runner's process");
+	return 0;
+}
+
+int runner_process_start(struct runner_process *r, const struct runner_start *start, int64_t *functions, struct verdict *v,
+			 struct error *err)
+{
+	struct protocol_message m = { .kind = PROTOCOL_LOAD };
+	struct runner_answer answer;
+	uint64_t address;
+
+	*r = (struct runner_process){ .socket = -1, .stat_fd = -1, .interrupted = start->interrupted };
+	if (launch(r, start, err) < 0)
+		return -1;
+	if (greet(r, start, err) < 0 ||
+	    runner_process_ask(r, &m, START_SECONDS, "opening the library", &answer, &address, v, err) < 0) {
+		runner_process_end(r);
+		return -1;
+	}
+	if (address)
+		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "opening the library was ended by a memory fault");
+	*functions = answer.value;
+	return 0;
+}

@@ -1,0 +1,89 @@
+#include "statistics.h"
+
+#include "util.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int compare_doubles(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+double statistics_quantile(double *x, size_t n, double q)
+{
+	double place = q * (double)(n - 1), whole = floor(place);
+	size_t i = (size_t)whole;
+
+	if (n == 0)
+		return (double)NAN;
+	qsort(x, n, sizeof(*x), compare_doubles);
+	return i + 1 < n ? x[i] + (place - whole) * (x[i + 1] - x[i]) : x[n - 1];
+}
+
+struct estimate statistics_robust(const double *x, size_t n)
+{
+	struct estimate e = { .mean = (double)NAN, .error = INFINITY, .n = n };
+	double *sorted, sum = 0, wsum = 0, wsum2 = 0, wmean;
+	size_t cut = n / 5, kept = n - 2 * cut;
+
+	if (n == 0)
+		return e;
+	sorted = xreallocarray(NULL, n, sizeof(*sorted));
+	memcpy(sorted, x, n * sizeof(*sorted));
+	qsort(sorted, n, sizeof(*sorted), compare_doubles);
+	for (size_t i = 0; i < n; i++) {
+		size_t j = i < cut ? cut : i >= n - cut ? n - cut - 1 : i;
+
+		sum += i == j ? sorted[i] : 0;
+		wsum += sorted[j];
+	}
+	wmean = wsum / (double)n;
+	for (size_t i = 0; i < n; i++) {
+		double d = sorted[i < cut ? cut : i >= n - cut ? n - cut - 1 : i] - wmean;
+
+		wsum2 += d * d;
+	}
+	e.mean = sum / (double)kept;
+	if (n >= 5)
+		e.error = sqrt(wsum2 / ((double)kept * (double)(kept - 1)));
+	free(sorted);
+	return e;
+}
+
+struct estimate statistics_combine(const struct estimate *e, const double *weights, size_t n)
+{
+	struct estimate all = { 0 };
+	double sum = 0;
+
+	for (size_t i = 0; i < n; i++)
+		sum += weights[i];
+	for (size_t i = 0; i < n; i++) {
+		double w = weights[i] / sum;
+
+		all.mean += w * e[i].mean;
+		all.error += w * w * e[i].error * e[i].error;
+		all.n += e[i].n;
+	}
+	all.error = sqrt(all.error);
+	return all;
+}
+
+enum versus_verdict statistics_versus(const struct estimate *gain, double *z)
+{
+	/* An error of 0 is that of a test or of a clock that is too coarse; 1e-6 is below any clock's resolution here. */
+	*z = gain->mean / fmax(gain->error, 1e-6);
+	if (gain->mean > log1p(VERSUS_GAIN) && *z > VERSUS_Z)
+		return VERSUS_BETTER;
+	if (gain->mean < -log1p(VERSUS_GAIN) && *z < -VERSUS_Z)
+		return VERSUS_WORSE;
+	return VERSUS_EQUAL;
+}
+
+int statistics_decided(const struct estimate *gain)
+{
+	return gain->n >= 8 && fabs(gain->mean) > 0.15 && fabs(gain->mean) > 10 * gain->error;
+}

@@ -1,0 +1,41 @@
+/* statistics.h - medians, noise, and who is faster.
+ *
+ * Two kernels are compared by the natural logarithms of ratios of times that were taken next to each other on the same
+ * inputs. One value a block (block: A B B A over two sets of inputs), so that a drift of the machine cancels. Slowdowns
+ * by other work on the machine are rare and large, so the mean is robust: a 20 % trimmed mean, whose standard error is
+ * that of the winsorised sample (K. K. Yuen, Biometrika 61, 1974).
+ */
+#ifndef KM_STATISTICS_H
+#define KM_STATISTICS_H
+
+#include <stddef.h>
+
+/* Quantile by linear interpolation between order statistics, 0 <= q <= 1; x is sorted in place. NaN if n is 0. */
+double statistics_quantile(double *x, size_t n, double q);
+
+struct estimate {
+	double mean;  /* robust mean */
+	double error; /* its standard error; INFINITY for fewer than 5 values */
+	size_t n;
+};
+
+/* x is left as it is. */
+struct estimate statistics_robust(const double *x, size_t n);
+
+/* Sum of weight_i * estimate_i / sum of weights, the estimates being independent. n >= 1, weights > 0. */
+struct estimate statistics_combine(const struct estimate *e, const double *weights, size_t n);
+
+enum versus_verdict { VERSUS_EQUAL, VERSUS_BETTER, VERSUS_WORSE };
+
+enum { VERSUS_BLOCKS = 32 };           /* blocks of a full comparison */
+#define VERSUS_GAIN 0.01               /* smallest gain that counts */
+#define VERSUS_Z 3.0                   /* smallest z that counts */
+
+/* gain: the estimate of ln(time of the other / time of ours). Better or worse only if the factor differs from 1 by
+ * more than VERSUS_GAIN and |z| = |mean| / error is more than VERSUS_Z. */
+enum versus_verdict statistics_versus(const struct estimate *gain, double *z);
+
+/* True if more blocks cannot change the verdict in earnest: at least 8, |gain| over 15 % and |z| over 10. */
+int statistics_decided(const struct estimate *gain);
+
+#endif
