@@ -1,0 +1,37 @@
+/* elf.h - look into a library before the loader does.
+ *
+ * The bytes come from a compiler that read untrusted source, so nothing in them is believed: every offset, count and
+ * index is checked against the length, and whatever the compiler and linker that we call would not make is refused with
+ * rule "elf". Only what the dynamic loader goes by is looked at (program headers, dynamic table, dynamic symbols,
+ * relocations); sections are ignored, except in the object file of elf_globals.
+ */
+#ifndef KM_ELF_H
+#define KM_ELF_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct elf_policy {
+	const char *const *exports;   /* the only names that may be defined for others; ends with NULL */
+	const char *const *needed;    /* sonames that may be needed; ends with NULL */
+	const char *const *libraries; /* "openblas": "libopenblas.so" and "libopenblas.so.*" too; ends with NULL; may be NULL */
+	bool (*import_allowed)(const char *name, void *context);
+	void *context;
+};
+
+struct elf_verdict {
+	char rule[32]; /* "" if the library may be opened; else as in build.h */
+	char message[240];
+};
+
+/* True if the library keeps to the policy; else false with the first rule that it breaks. */
+bool elf_check(const void *data, size_t len, const struct elf_policy *policy, struct elf_verdict *verdict);
+
+/* True if the library, which elf_check has passed, defines this name. */
+bool elf_defines(const void *data, size_t len, const char *name);
+
+/* Visit the global functions and objects that an object file (.o) defines, until visit returns false. False if the
+ * file is no well-formed object file. */
+bool elf_globals(const void *data, size_t len, bool (*visit)(const char *name, void *context), void *context);
+
+#endif
