@@ -38,7 +38,7 @@ lint: ## warnings as errors, gcc -fanalyzer, cppcheck, shellcheck, man pages aga
 	$(Q)tools/mk/lint man $(BIN)
 
 bench-tools: all ## what the tools themselves take: time per round, nothing to do, 10,000 nodes, prompts
-	+$(Q)tests/bench-tools.sh $(MAKE)
+	+$(Q)tests/bench-tools.sh
 
 TASK_FOLDER = $(if $(findstring /,$(TASK)),$(TASK),tasks/$(TASK))
 check-task: all ## prove a task: TASK=

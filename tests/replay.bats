@@ -1,0 +1,89 @@
+#!/usr/bin/env bats
+# Replays: with the recorded verdicts byte for byte; with other timings and turned verdicts always to an end.
+#
+# REPLAYS=n replays (default 40, with KM_LONG=1 200). A synthetic recording, by tests/peer/model.sh and judge.sh.
+
+load helpers
+
+setup_file() {
+	export RECORDING=$BATS_FILE_TMPDIR/recording
+	export REPLAYS=${REPLAYS:-$([ "${KM_LONG:-0}" = 1 ] && echo 200 || echo 40)}
+	record_search "$RECORDING" WIDTH=2 K=2 ROUNDS=4 EVALS=100
+}
+
+# Copy the recording to $1 with times scaled by lognormal(0.3) of seed $2, and a share $3 of the verdicts turned.
+shake() {
+	mkdir -p "$1"
+	ln -s "$RECORDING"/{task,prompts,calls} "$1/"
+	# The folder of the next search may be larger than the recording: other times, other ways.
+	jq '.defaults.rounds *= 2 | .defaults.evals *= 2' "$RECORDING/run.json" >"$1/run.json"
+	mkdir "$1/verdicts"
+	local file seed=$2
+	for file in "$RECORDING"/verdicts/*.json; do
+		seed=$((seed * 7 + 1))
+		awk -v seed=$seed 'BEGIN { srand(seed); printf "%.6f %.6f\n", exp(0.3 * sqrt(-2 * log(1 - rand())) * cos(6.283185307 * rand())), rand() }' |
+			{
+				read -r scale turn
+				jq --argjson scale "$scale" --argjson turn "$turn" --argjson share "$3" -f "$BATS_TEST_DIRNAME/shake.jq" "$file"
+			} >"$1/verdicts/${file##*/}"
+	done
+}
+
+@test "with recorded verdicts every request, reply and verdict of a replay is the recorded one" {
+	run km_run a FROM="$RECORDING"
+	[ "$status" -eq 0 ]
+	local file id count=0
+	for file in "$STATE"/a/r00000/request.json "$STATE"/a/r*/s*/{request,edit-request}.json; do
+		id=$(jq -r '.id // empty' "$file")
+		[ -n "$id" ] || continue
+		jq -S .request "$RECORDING/calls/$id.json" >"$BATS_TEST_TMPDIR/recorded"
+		jq -S . "$file" | cmp - "$BATS_TEST_TMPDIR/recorded"
+		count=$((count + 1))
+	done
+	[ "$count" -eq "$(find "$RECORDING/calls" -name '*.json' | wc -l)" ]
+	[ "$(find "$STATE/a" -name bench.json -exec jq -r '.status // empty' {} + | grep -c UNRECORDED)" -eq 0 ]
+}
+
+@test "two replays are the same files" {
+	km_run a FROM="$RECORDING"
+	mv "$STATE" "$STATE.first"
+	km_run a FROM="$RECORDING"
+	diff <(sums "$STATE.first/a") <(sums "$STATE/a")
+}
+
+@test "a cue that was not recorded ends no replay" {
+	shake "$BATS_TEST_TMPDIR/holes" 1 0
+	rm "$BATS_TEST_TMPDIR/holes/calls"
+	cp -r "$RECORDING/calls" "$BATS_TEST_TMPDIR/holes/calls"
+	grep -l '"cue": "code/' "$BATS_TEST_TMPDIR/holes"/calls/*.json | head -n 2 | xargs rm
+	run km_run a FROM="$BATS_TEST_TMPDIR/holes"
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[[ ${lines[-1]} == 'best: '* ]]
+	grep -q '"status": "unrecorded"' "$STATE"/a/r*/world.json
+}
+
+@test "replays with other times and 10 % of the verdicts turned all end with a table" {
+	local n best
+	for ((n = 1; n <= REPLAYS / 2; n++)); do
+		shake "$BATS_TEST_TMPDIR/shaken" "$n" 0.1
+		run km_run a FROM="$BATS_TEST_TMPDIR/shaken"
+		[ "$status" -eq 0 ] || { echo "replay $n: $output"; return 1; }
+		[[ ${lines[-1]} == 'best: '* ]]
+		[[ $output == *node*status*measured* ]]
+		rm -rf "$STATE" "$BATS_TEST_TMPDIR/shaken"
+	done
+}
+
+@test "replays with other times and no verdict turned all judge the recorded best" {
+	local n best
+	best=$(jq -rs 'max_by(.bench.score // 0) | .cue' "$RECORDING"/verdicts/*.json)
+	for ((n = 1; n <= REPLAYS / 2; n++)); do
+		shake "$BATS_TEST_TMPDIR/shaken" "$((n + 1000))" 0
+		run km_run a FROM="$BATS_TEST_TMPDIR/shaken"
+		[ "$status" -eq 0 ] || { echo "replay $n: $output"; return 1; }
+		jq -e --arg cue "$best" 'select(.cue == $cue and .status == "PASSED")' "$STATE"/a/r*/s*/bench.json >/dev/null ||
+			{ echo "replay $n did not judge $best"; return 1; }
+		rm -rf "$STATE" "$BATS_TEST_TMPDIR/shaken"
+	done
+}

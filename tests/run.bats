@@ -1,0 +1,414 @@
+#!/usr/bin/env bats
+# The driver and the rounds: endings, resuming, what is remade and what is not. The replies and verdicts are replayed.
+
+load helpers
+
+setup_file() {
+	export RECORDING=$BATS_FILE_TMPDIR/recording
+	record_search "$RECORDING" WIDTH=2 K=2 ROUNDS=4 EVALS=100
+}
+
+# ---- endings ----
+
+@test "the end of the rounds is exit 0, the reason and a table with the best as last line" {
+	run km_run a FROM="$RECORDING" ROUNDS=2
+	[ "$status" -eq 0 ]
+	[[ $output == *"ended: "*ROUNDS* ]]
+	[[ ${lines[-1]} == 'best: '*x\ \(node\ * ]]
+	[ -e "$STATE/a/r00002/world.json" ]
+	[ ! -e "$STATE/a/r00003" ]
+}
+
+@test "raising ROUNDS goes on from there and redoes nothing" {
+	km_run a FROM="$RECORDING" ROUNDS=1
+	times "$STATE/a" | grep -v calls >"$BATS_TEST_TMPDIR/before"
+	run km_run a ROUNDS=2
+	[ "$status" -eq 0 ]
+	[ -e "$STATE/a/r00002/world.json" ]
+	run comm -23 "$BATS_TEST_TMPDIR/before" <(times "$STATE/a")
+	[ "$output" = "" ]
+}
+
+@test "each limit ends the search with exit 0 and says which" {
+	local limit name
+	for limit in EVALS=1 TOKENS=1 SECONDS=1 TARGET=0.5 PATIENCE=1; do
+		name=${limit%=*}
+		run km_run "limit-$name" FROM="$RECORDING" "$limit"
+		echo "$limit: $status: $output"
+		[ "$status" -eq 0 ]
+		[[ ${output,,} == *"ended: "* ]]
+		[[ ${output^^} == *"$name"* ]]
+		[[ ${lines[-1]} == 'best: '* ]]
+		[ ! -e "$STATE/limit-$name/r00004/world.json" ]
+	done
+}
+
+@test "a raised limit of another kind goes on as well" {
+	km_run a FROM="$RECORDING" EVALS=1
+	local before=("$STATE"/a/r*)
+	run km_run a EVALS=100
+	[ "$status" -eq 0 ]
+	[ -e "$STATE/a/r00004/world.json" ]
+	[ ${#before[@]} -lt 5 ]
+}
+
+@test "a search that runs out of recorded replies ends with exit 0 and says so" {
+	run km_run a FROM="$RECORDING" ROUNDS=60
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[[ $output == *"ended: "* ]]
+	[[ $output != *"ROUNDS=60 reached"* ]]
+	[ ! -e "$STATE/a/r00060" ]
+}
+
+@test "an unanswered question is exit 75 with a list; the answer goes on" {
+	run km_run a TASK=sgemm_cpu PROVIDER=manual ROUNDS=1
+	[ "$status" -eq 75 ]
+	[[ $output == *waiting* ]]
+	local ask
+	ask=$(echo "$STATE"/a/r00000/ask-*.md)
+	[[ $output == *"$ask"* ]]
+	run km_make waiting RUN=a
+	[[ $output == *"$ask"* ]]
+	"$ROOT/tests/peer/model.sh" <"$ask" >"$BATS_TEST_TMPDIR/answer"
+	mv "$BATS_TEST_TMPDIR/answer" "${ask/ask-/answer-}"
+	run km_run a
+	[ "$status" -eq 75 ]
+	[ -e "$STATE/a/r00000/world.json" ]
+	[ -e "$(echo "$STATE"/a/r00001/s0/ask-*.md)" ]
+}
+
+@test "all questions of a round are out at once" {
+	run km_run a FROM="$RECORDING" PROVIDER=manual
+	[ "$status" -eq 75 ]
+	local ask
+	ask=$(echo "$STATE"/a/r00000/ask-*.md)
+	"$ROOT/tests/peer/model.sh" <"$ask" >"${ask/ask-/answer-}"
+	run km_run a
+	[ "$status" -eq 75 ]
+	[ "$(find "$STATE/a" -name 'ask-*.md' | wc -l)" -eq 2 ]
+	run km_make waiting RUN=a
+	[ "$(grep -c 'ask-.*->' <<<"$output")" -eq 2 ]
+}
+
+@test "a failure is its exit code and its file; the next make goes on" {
+	EXEC='echo no >&2; exit 9' run km_run a TASK=sgemm_cpu PROVIDER=exec ROUNDS=1
+	echo "$output"
+	[ "$status" -eq 4 ]
+	[[ $output == *"failed: "*r00000/reply.json* ]]
+	[ ! -e "$STATE/a/r00000/reply.json" ]
+	EXEC=$ROOT/tests/peer/model.sh run km_run a JUDGE=replay FROM="$RECORDING" PROVIDER=exec
+	[ "$status" -eq 0 ]
+	[ -e "$STATE/a/r00001/world.json" ]
+}
+
+@test "a failure beats waiting" {
+	km_run a FROM="$RECORDING" ROUNDS=1
+	rm "$STATE"/a/r00001/s?/reply.json
+	echo '{' >"$STATE/a/r00001/s1/request.json"
+	rm -r "$STATE/a/calls"
+	run km_run a PROVIDER=manual
+	echo "$output"
+	[ "$status" -eq 3 ]
+	[[ $output == *"failed: "*s1/reply.json* ]]
+	[ -e "$(echo "$STATE"/a/r00001/s0/ask-*.md)" ]
+}
+
+@test "a file that cannot be read is exit 3 and nothing is written over it" {
+	km_run a FROM="$RECORDING" ROUNDS=1
+	echo '{"round":' >"$STATE/a/r00001/world.json"
+	run km_run a ROUNDS=2
+	[ "$status" -eq 3 ]
+	[[ $output == *r00001/world.json* ]]
+	[ "$(cat "$STATE/a/r00001/world.json")" = '{"round":' ]
+}
+
+@test "make run passes the driver's end on" {
+	km_make replay FROM="$RECORDING" RUN=a ROUNDS=1
+	run km_make run RUN=a ROUNDS=1
+	[ "$status" -eq 0 ]
+	[[ ${lines[-1]} == 'best: '* ]]
+	run km_make run RUN=a ROUNDS=2 PROVIDER=exec EXEC=false
+	[ "$status" -eq 2 ]
+}
+
+# ---- settings and the lock ----
+
+@test "two makes on one run: the second is refused" {
+	km_run a FROM="$RECORDING" ROUNDS=1
+	exec {held}<"$STATE/a"
+	flock "$held"
+	run km_run a ROUNDS=2
+	[ "$status" -eq 1 ]
+	[[ $output == *"another make is working on"* ]]
+	exec {held}<&-
+	run km_run a ROUNDS=2
+	[ "$status" -eq 0 ]
+}
+
+@test "the lock is held while make runs" {
+	export MODEL_SLEEP=3
+	EXEC=$ROOT/tests/peer/model.sh km_run a TASK=sgemm_cpu PROVIDER=exec ROUNDS=1 JUDGE=replay FROM="$RECORDING" \
+		2>"$BATS_TEST_TMPDIR/first" 3>&- &
+	local first=$!
+	for _ in $(seq 100); do
+		[ ! -e "$STATE/a/run.json" ] || break
+		sleep 0.05
+	done
+	run km_run a
+	[ "$status" -eq 1 ]
+	[[ $output == *"another make is working on"* ]]
+	wait "$first"
+}
+
+@test "a frozen setting cannot change: exit 2 with both values" {
+	km_run a FROM="$RECORDING" ROUNDS=1
+	local pair
+	for pair in WIDTH=3 K=9 POLICY=paper SEED=77 TASK=rmsnorm_h4096_cpu; do
+		run km_run a "$pair"
+		[ "$status" -eq 2 ]
+		[[ $output == *"${pair%%=*}="*"$pair"* ]]
+	done
+	run km_run a WIDTH=2 K=2 TASK=sgemm_cpu ROUNDS=1
+	[ "$status" -eq 0 ]
+}
+
+@test "settings that make no run are exit 2 and leave no run.json" {
+	run km_run a TASK=sgemm_cpu WIDTH=0
+	[ "$status" -eq 2 ]
+	[ ! -e "$STATE/a/run.json" ]
+	run km_run b TASK=no-such-task
+	[ "$status" -eq 2 ]
+	run km_run c
+	[ "$status" -eq 2 ]
+	run km_run c NOSUCH=1
+	[ "$status" -eq 2 ]
+}
+
+@test "a run whose making was cut off starts afresh" {
+	km_run a FROM="$RECORDING" ROUNDS=1
+	mkdir -p "$STATE/b/task" "$STATE/b/.copy.tmp"
+	echo half >"$STATE/b/task/task.json"
+	run km_run b FROM="$RECORDING" ROUNDS=1
+	[ "$status" -eq 0 ]
+	diff <(sums "$STATE/a" | grep -v run.json) <(sums "$STATE/b" | grep -v run.json)
+}
+
+@test "make -n lists the steps and changes nothing, with and without a run" {
+	run km_make -n run RUN=new TASK=sgemm_cpu ROUNDS=2
+	[ "$status" -eq 0 ]
+	[[ $output == *r00002/world.json* ]]
+	[ ! -e "$STATE/new" ]
+	km_run a FROM="$RECORDING" ROUNDS=1
+	times "$STATE/a" >"$BATS_TEST_TMPDIR/before"
+	run km_make -n run RUN=a ROUNDS=2
+	[ "$status" -eq 0 ]
+	[[ $output == *r00002/s1/reply.json* ]]
+	[[ $output != *r00001/world.json\ * || $output == *" $STATE/a/r00001/world.json"* ]]
+	times "$STATE/a" | diff "$BATS_TEST_TMPDIR/before" -
+}
+
+# ---- what is remade ----
+
+# The targets that make -n names, one a line.
+named() {
+	km_make -n run RUN=a ROUNDS=3 | sed -n 's/.* -o \([^ ]*\).*/\1/p' | sort
+}
+
+# What follows from file $1 of slot $2 in round $3, itself included: the table of the design, by hand.
+follows() {
+	local round=$STATE/a/$3 file order slot
+	order=(request.json reply.json candidate.json kernel.c build.json bench.json)
+	case $1 in
+	plan.json)
+		echo "$round/plan.json"
+		for slot in s0 s1; do printf '%s\n' "${order[@]/#/$round/$slot/}"; done
+		;;
+	world.json)
+		echo "$round/world.json"
+		return
+		;;
+	edit-request.json) printf '%s\n' "$round/$2/edit-request.json" "$round/$2/edit-reply.json" ;;
+	edit-reply.json) echo "$round/$2/edit-reply.json" ;;
+	*)
+		for file in "${order[@]}"; do
+			[ "$file" != "$1" ] || break
+			order=("${order[@]:1}")
+		done
+		printf '%s\n' "${order[@]/#/$round/$2/}"
+		;;
+	esac
+	case $1 in
+	edit-*) ;;
+	*) for slot in s0 s1; do printf '%s\n' "$round/$slot/edit-request.json" "$round/$slot/edit-reply.json"; done ;;
+	esac
+	echo "$round/world.json"
+}
+
+@test "every file of a round, removed in turn: make -n names it and what follows in the round, make restores it" {
+	km_run a FROM="$RECORDING" ROUNDS=3
+	[ "$(named)" = "" ]
+	sums "$STATE/a" >"$BATS_TEST_TMPDIR/before"
+	local path file slot
+	for path in plan.json world.json s{0,1}/{request,reply,candidate,build,bench,edit-request,edit-reply}.json s{0,1}/kernel.c; do
+		file=${path##*/}
+		slot=${path%/*}
+		rm "$STATE/a/r00002/$path"
+		diff <(follows "$file" "$slot" r00002 | sort) <(named)
+		km_run a >"$BATS_TEST_TMPDIR/log" 2>&1
+		sums "$STATE/a" | diff "$BATS_TEST_TMPDIR/before" -
+		[ "$(named)" = "" ]
+	done
+}
+
+@test "the files of the first round are restored as well" {
+	km_run a FROM="$RECORDING" ROUNDS=2
+	sums "$STATE/a" >"$BATS_TEST_TMPDIR/before"
+	local file
+	for file in request reply world; do
+		rm "$STATE/a/r00000/$file.json"
+		run km_make -n run RUN=a ROUNDS=2
+		[[ $output == *"r00000/$file.json"* ]]
+		[[ $output != *"-o $STATE/a/r00001"* ]]
+		km_run a
+		sums "$STATE/a" | diff "$BATS_TEST_TMPDIR/before" -
+	done
+}
+
+@test "a hand-edited kernel is judged, and only its round changes" {
+	km_run a FROM="$RECORDING" ROUNDS=3
+	times "$STATE/a" >"$BATS_TEST_TMPDIR/before"
+	echo '/* by hand */' >>"$STATE/a/r00002/s1/kernel.c"
+	run km_run a
+	[ "$status" -eq 0 ]
+	[ "$(tail -n 1 "$STATE/a/r00002/s1/kernel.c")" = '/* by hand */' ]
+	[ "$(jq .edited "$STATE/a/r00002/s1/build.json")" = true ]
+	comm -13 "$BATS_TEST_TMPDIR/before" <(times "$STATE/a") | sed 's/ .*//' | grep -v 'calls' >"$BATS_TEST_TMPDIR/changed"
+	grep -q './r00002/s1/bench.json' "$BATS_TEST_TMPDIR/changed"
+	run grep -v '^./r00002/' "$BATS_TEST_TMPDIR/changed"
+	[ "$output" = "" ]
+}
+
+@test "removing every verdict judges the whole run anew and asks nothing" {
+	km_run a FROM="$RECORDING" ROUNDS=3
+	cp "$STATE/a/calls.tsv" "$BATS_TEST_TMPDIR/calls"
+	sums "$STATE/a" >"$BATS_TEST_TMPDIR/before"
+	rm "$STATE"/a/r*/s*/bench.json
+	run km_run a
+	[ "$status" -eq 0 ]
+	cmp "$STATE/a/calls.tsv" "$BATS_TEST_TMPDIR/calls"
+	sums "$STATE/a" | diff "$BATS_TEST_TMPDIR/before" -
+}
+
+@test "a lost library is compiled again where its verdict is missing, and only there" {
+	km_run a FROM="$RECORDING" ROUNDS=2
+	local slot=$STATE/a/r00001/s0
+	sed -i 's/"library": null/"library": "kernel.so"/' "$slot/build.json"
+	km_make settle RUN=a
+	run km_make -n run RUN=a ROUNDS=2
+	[[ $output != *build.json* ]]
+	rm "$slot/bench.json"
+	run km_make -n run RUN=a ROUNDS=2
+	[[ $output == *"-o $slot/build.json"* ]]
+	[[ $output == *"-o $slot/bench.json"* ]]
+	[[ $output != *"/s1/build.json"* || $output != *"-o $STATE/a/r00001/s1/build.json"* ]]
+	touch "$slot/kernel.so"
+	run km_make -n run RUN=a ROUNDS=2
+	[[ $output != *"-o $slot/build.json"* ]]
+}
+
+# ---- copies ----
+
+# Run b, a copy of run a, is finished: nothing is made and nobody asked, even by a provider that would fail.
+assert_finished() {
+	cp "$STATE/b/calls.tsv" "$BATS_TEST_TMPDIR/calls"
+	sums "$STATE/b" >"$BATS_TEST_TMPDIR/before"
+	EXEC=false run km_run b PROVIDER=exec ROUNDS=2
+	[ "$status" -eq 0 ]
+	cmp "$STATE/b/calls.tsv" "$BATS_TEST_TMPDIR/calls"
+	sums "$STATE/b" | diff "$BATS_TEST_TMPDIR/before" -
+}
+
+@test "a run copied by tar asks nothing" {
+	km_run a FROM="$RECORDING" ROUNDS=2
+	mkdir "$STATE/b"
+	tar -C "$STATE/a" -cf - . | tar -C "$STATE/b" -xf -
+	assert_finished
+}
+
+@test "a run copied by rsync -a asks nothing" {
+	command -v rsync >/dev/null || skip "rsync is not installed"
+	km_run a FROM="$RECORDING" ROUNDS=2
+	rsync -a "$STATE/a/" "$STATE/b/"
+	assert_finished
+}
+
+@test "a run copied by git clone and settled asks nothing" {
+	command -v git >/dev/null || skip "git is not installed"
+	km_run a FROM="$RECORDING" ROUNDS=2
+	git -C "$STATE/a" init -q
+	git -C "$STATE/a" add -A
+	git -C "$STATE/a" -c user.name=t -c user.email=t@t commit -q -m run
+	git clone -q "$STATE/a" "$STATE/b"
+	rm -rf "$STATE/b/.git"
+	# Any order of times must be healed.
+	find "$STATE/b" -name 'plan.json' -exec touch {} +
+	km_make settle RUN=b
+	assert_finished
+}
+
+# ---- the other targets ----
+
+@test "status counts calls and names rounds planned from an older world; rewind drops them and keeps replies" {
+	km_run a FROM="$RECORDING" ROUNDS=3
+	run km_make status RUN=a
+	[ "$status" -eq 0 ]
+	[[ $output == *calls* ]]
+	[[ $output != *stale* ]]
+	jq '.summary = "edited"' "$STATE/a/r00001/world.json" >"$BATS_TEST_TMPDIR/w"
+	cp "$BATS_TEST_TMPDIR/w" "$STATE/a/r00001/world.json"
+	run km_make status RUN=a
+	[[ $output == *stale*r00002* ]]
+	[[ $output == *TO=1* ]]
+	local calls
+	calls=$(ls "$STATE/a/calls")
+	km_make rewind RUN=a TO=1
+	[ ! -e "$STATE/a/r00002" ]
+	[ -e "$STATE/a/r00001/world.json" ]
+	[ "$(ls "$STATE/a/calls")" = "$calls" ]
+}
+
+@test "bench judges what has no verdict and nothing else, and packs it" {
+	km_run a FROM="$RECORDING" ROUNDS=2
+	rm "$STATE"/a/r00002/s?/bench.json "$STATE/a/r00002/s1/reply.json"
+	times "$STATE/a" >"$BATS_TEST_TMPDIR/before"
+	km_make bench RUN=a PACK="$BATS_TEST_TMPDIR/new.tar"
+	comm -13 "$BATS_TEST_TMPDIR/before" <(times "$STATE/a") | sed 's/ .*//' >"$BATS_TEST_TMPDIR/changed"
+	printf './r00002/s%d/bench.json\n' 0 1 | diff - "$BATS_TEST_TMPDIR/changed"
+	tar -tf "$BATS_TEST_TMPDIR/new.tar" | grep -q 'r00002/s0/bench.json'
+	run tar -tf "$BATS_TEST_TMPDIR/new.tar"
+	[[ $output != *r00001* ]]
+}
+
+@test "a recording of a replay is the recording" {
+	km_run a FROM="$RECORDING" ROUNDS=4
+	km_make record RUN=a TO="$BATS_TEST_TMPDIR/again"
+	diff <(cd "$RECORDING" && ls -R) <(cd "$BATS_TEST_TMPDIR/again" && ls -R)
+	run km_make record RUN=a TO="$BATS_TEST_TMPDIR/again"
+	[ "$status" -ne 0 ]
+}
+
+@test "every file of a run passes the schema of its kind" {
+	km_run a FROM="$RECORDING" ROUNDS=4
+	cd "$STATE/a"
+	"$KM/km-validate" run run.json
+	"$KM/km-validate" world r*/world.json
+	"$KM/km-validate" plan r*/plan.json
+	"$KM/km-validate" request r*/request.json r*/s*/{request,edit-request}.json
+	"$KM/km-validate" reply r*/reply.json r*/s*/{reply,edit-reply}.json
+	"$KM/km-validate" candidate r*/s*/candidate.json
+	"$KM/km-validate" build r*/s*/build.json
+	"$KM/km-validate" bench r*/s*/bench.json
+	"$KM/km-validate" call calls/*.json
+	"$KM/km-validate" verdict "$RECORDING"/verdicts/*.json
+}
