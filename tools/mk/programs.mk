@@ -2,11 +2,11 @@
 
 PROGRAMS := $(patsubst tools/%.c,%,$(wildcard tools/km-*.c))
 LIB_SOURCES := $(wildcard tools/lib/*.c)
-RUNNER_SOURCES := $(wildcard tools/judge/runner_*.c)
+RUNNER_SOURCES := $(wildcard tools/judge/runner_cpu.c tools/judge/runner_cuda.c)
 JUDGE_SOURCES := $(filter-out $(RUNNER_SOURCES),$(wildcard tools/judge/*.c))
 SCHEMAS := $(wildcard tools/schema/*.json)
 LIBS := -lcjson -lcrypto -lm
-RUNNERS := $(if $(wildcard tools/judge/runner_cpu.c),$(BIN)/km-runner-cpu)
+RUNNERS := $(RUNNER_SOURCES:tools/judge/runner_%.c=$(BIN)/km-runner-%)
 
 all: $(PROGRAMS:%=$(BIN)/%) $(RUNNERS) ## build the programs into bin/
 
@@ -48,11 +48,11 @@ $(BIN)/km-%: $(OBJ)/km-%.o $(OBJ)/libjudge.a $(OBJ)/libkm.a
 	$(Q)$(CC) $(ALL_CFLAGS) $(filter %.o %.a,$^) -o $@ $(LIBS) $(if $(filter llm,$*),-lcurl) -ldl
 
 # The runner executes what is not trusted, under seccomp: it stays plain even among sanitized programs.
-$(OBJ)/judge/runner_%.o: tools/judge/runner_%.c $(OBJ)/flags
+$(RUNNER_SOURCES:tools/%.c=$(OBJ)/%.o): $(OBJ)/judge/%.o: tools/judge/%.c $(OBJ)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(filter-out $(SANITIZERS),$(ALL_CFLAGS)) $(WERROR) -MMD -MP -c $< -o $@
 
-$(BIN)/km-runner-%: $(OBJ)/judge/runner_%.o
+$(RUNNERS): $(BIN)/km-runner-%: $(OBJ)/judge/runner_%.o
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(filter-out $(SANITIZERS),$(ALL_CFLAGS)) -Wl,-z,relro,-z,now $< -o $@ -ldl -lm
 
