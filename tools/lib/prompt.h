@@ -20,6 +20,7 @@ enum {
 	PROMPT_MAX_TOKENS = 16000, /* parameters.max_tokens: the longest reply asked for */
 	PROMPT_THIN_NODES = 3,     /* fewer open nodes than this with V above PROMPT_THIN_SCORE: ask for more */
 	PROMPT_MAX_NEW = 3,        /* new nodes that one ended cycle may bring */
+	PROMPT_MAX_NEW_FIRST = 8,  /* of a first tree or a refill; both as in ops.h */
 };
 #define PROMPT_THIN_SCORE 0.5
 

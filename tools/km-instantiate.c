@@ -1,0 +1,325 @@
+/* km-instantiate - from a plan to a prompt, from a reply to a kernel's source.
+ *
+ * Reads   PLAN.json with the world, prompts, task and earlier attempts that it names; or REPLY.json; or CANDIDATE.json.
+ * Writes  request.json; candidate.json; kernel.c; or, for `hardware`, the sheet about this machine.
+ * Example km-instantiate request --slot 0 -o r00001/s0/request.json r00001/plan.json
+ */
+#include "cli.h"
+#include "code.h"
+#include "file.h"
+#include "hardware.h"
+#include "json.h"
+#include "prompt.h"
+#include "schema.h"
+#include "util.h"
+
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char usage[] =
+	"Usage: km-instantiate {request --slot K | candidate | source | hardware} [OPTION]... [FILE]\n"
+	"\n"
+	"  request --slot K PLAN.json   write the prompt for slot K of a plan\n"
+	"  candidate REPLY.json         find the kernel's source in a reply\n"
+	"  source CANDIDATE.json        write the source alone\n"
+	"  hardware                     write the sheet about this machine that prompts show\n"
+	"\n"
+	"  --slot K          request: the slot\n"
+	"  --task DIR        request: the task's folder (default: ../task beside the plan)\n"
+	"  --prompts DIR     request: the templates (default: ../prompts beside the plan);\n"
+	"                    hardware: (default: the folder of -o FILE, else prompts)\n"
+	"  --model NAME      request: the model to ask\n"
+	"  --temperature T   request: a sampling temperature to ask for\n"
+	"  --max-tokens N    request: the longest reply to ask for (default 16000)\n"
+	"  --language L      candidate: c or cuda (default c)\n"
+	"  --target T        hardware: cpu (default)\n"
+	"  -o FILE           write there (default: standard output)\n"
+	"  -h, --help        print this help\n"
+	"  -V, --version     print the version\n";
+
+struct options {
+	long slot;
+	const char *task, *prompts, *model, *language, *target, *output;
+	bool has_temperature;
+	double temperature;
+	long max_tokens;
+};
+
+enum { OPT_SLOT = 256, OPT_TASK, OPT_PROMPTS, OPT_MODEL, OPT_TEMPERATURE, OPT_MAX_TOKENS, OPT_LANGUAGE, OPT_TARGET };
+
+static const struct option long_options[] = {
+	{ "slot", required_argument, NULL, OPT_SLOT },
+	{ "task", required_argument, NULL, OPT_TASK },
+	{ "prompts", required_argument, NULL, OPT_PROMPTS },
+	{ "model", required_argument, NULL, OPT_MODEL },
+	{ "temperature", required_argument, NULL, OPT_TEMPERATURE },
+	{ "max-tokens", required_argument, NULL, OPT_MAX_TOKENS },
+	{ "language", required_argument, NULL, OPT_LANGUAGE },
+	{ "target", required_argument, NULL, OPT_TARGET },
+	{ "help", no_argument, NULL, 'h' },
+	{ "version", no_argument, NULL, 'V' },
+	{ NULL, 0, NULL, 0 },
+};
+
+static void set_option(struct options *o, int option, const char *value)
+{
+	switch (option) {
+	case OPT_SLOT:
+		if (!parse_long(value, 0, 63, &o->slot))
+			die_usage("--slot needs a number from 0 to 63, not '%s'", value);
+		break;
+	case OPT_TASK:
+		o->task = value;
+		break;
+	case OPT_PROMPTS:
+		o->prompts = value;
+		break;
+	case OPT_MODEL:
+		o->model = value;
+		break;
+	case OPT_TEMPERATURE:
+		if (!parse_double(value, 0, 10, &o->temperature))
+			die_usage("--temperature needs a number from 0 to 10, not '%s'", value);
+		o->has_temperature = true;
+		break;
+	case OPT_MAX_TOKENS:
+		if (!parse_long(value, 1, 10000000, &o->max_tokens))
+			die_usage("--max-tokens needs a number, not '%s'", value);
+		break;
+	case OPT_LANGUAGE:
+		if (strcmp(value, "c") != 0 && strcmp(value, "cuda") != 0)
+			die_usage("--language is c or cuda, not '%s'", value);
+		o->language = value;
+		break;
+	case OPT_TARGET:
+		if (strcmp(value, "cpu") != 0)
+			die_usage("--target is cpu, not '%s'", value);
+		o->target = value;
+		break;
+	case 'o':
+		o->output = strcmp(value, "-") == 0 ? NULL : value;
+		break;
+	case 'h':
+		cli_help(usage);
+	case 'V':
+		cli_version();
+	default:
+		die_usage("see the message above");
+	}
+}
+
+/* Read a file, parse it and check its kind; its bytes stay in *bytes for made_by. */
+static cJSON *load(const char *path, const char *kind, struct buf *bytes, struct error *err)
+{
+	cJSON *document;
+
+	if (file_read(path, bytes, err) < 0)
+		return NULL;
+	document = json_parse(bytes->data, bytes->len, err);
+	if (!document || schema_check(kind, document, err) < 0) {
+		error_prefix(err, "'%s'", path);
+		cJSON_Delete(document);
+		return NULL;
+	}
+	return document;
+}
+
+/* ---- request ---------------------------------------------------------------------------------------------------- */
+
+static int request(const struct options *o, const char *path, struct error *err)
+{
+	char *task = o->task ? xstrdup(o->task) : path_beside(path, "../task");
+	char *prompts = o->prompts ? xstrdup(o->prompts) : path_beside(path, "../prompts");
+	struct prompt_source source = {
+		.prompts = prompts, .task = task, .model = o->model, .has_temperature = o->has_temperature,
+		.temperature = o->temperature, .max_tokens = (int)o->max_tokens,
+	};
+	char *folder = path_folder(path), *world_path = NULL;
+	cJSON *plan, *world = NULL, *document = NULL;
+	int status = -1;
+
+	if (o->slot < 0)
+		die_usage("request needs --slot K");
+	plan = json_load(path, "plan", err);
+	if (plan) {
+		world_path = path_beside(path, json_string(json_get(plan, "world"), "path"));
+		world = json_load(world_path, "world", err);
+	}
+	if (world)
+		document = prompt_code(&source, world, plan, (int)o->slot, folder, err);
+	if (document)
+		status = json_save(o->output, document, err);
+	cJSON_Delete(document);
+	cJSON_Delete(world);
+	cJSON_Delete(plan);
+	free(world_path);
+	free(folder);
+	free(prompts);
+	free(task);
+	return status;
+}
+
+/* ---- candidate -------------------------------------------------------------------------------------------------- */
+
+/* Cut "code/NODE/ATTEMPT", with "~n" or not, into its parts. */
+static int read_cue(const char *cue, char **node, long *attempt, struct error *err)
+{
+	const char *start = starts_with(cue, "code/") ? cue + 5 : NULL, *slash = start ? strchr(start, '/') : NULL;
+	char *number = slash ? xstrndup(slash + 1, strcspn(slash + 1, "~/")) : NULL;
+	bool good = slash && slash > start && slash - start <= 40 && parse_long(number, 1, 1000000000, attempt);
+
+	free(number);
+	if (!good)
+		return error_set(err, KM_EXIT_INPUT, "the reply's cue '%.120s' is not that of a code request: code/NODE/ATTEMPT", cue);
+	*node = xstrndup(start, (size_t)(slash - start));
+	return 0;
+}
+
+static void set_source(cJSON *document, const cJSON *reply, const char *language)
+{
+	const char *status = json_string(reply, "status"), *reason = json_string(reply, "reason");
+	bool unrecorded = strcmp(status, "unrecorded") == 0;
+	char *source = unrecorded ? NULL : code_extract(json_string(reply, "text"), &reason);
+
+	json_set_string(document, "status", source ? "CODE" : unrecorded ? "UNRECORDED" : "NO_CODE");
+	if (!source && reason)
+		json_set_string(document, "reason", reason);
+	json_set_string(document, "language", language);
+	json_set_string(document, "source", source ? source : "");
+	free(source);
+}
+
+static cJSON *make_candidate(const cJSON *reply, const struct buf *bytes, const char *language, struct error *err)
+{
+	char *node = NULL;
+	long attempt = 0;
+	cJSON *document;
+
+	if (json_get(reply, "skip"))
+		return cJSON_Duplicate(reply, true);
+	if (read_cue(json_string(reply, "cue"), &node, &attempt, err) < 0)
+		return NULL;
+	document = cJSON_CreateObject();
+	json_made_by(document, "km-instantiate");
+	json_made_from(document, "reply.json", bytes->data, bytes->len);
+	json_set_string(document, "cue", json_string(reply, "cue"));
+	json_set_string(document, "node", node);
+	json_set_number(document, "attempt", (double)attempt);
+	set_source(document, reply, language);
+	free(node);
+	return document;
+}
+
+static int candidate(const struct options *o, const char *path, struct error *err)
+{
+	struct buf bytes;
+	cJSON *reply, *document = NULL;
+	int status = -1;
+
+	buf_init(&bytes, JSON_MAX_BYTES);
+	reply = load(path, "reply", &bytes, err);
+	if (reply)
+		document = make_candidate(reply, &bytes, o->language, err);
+	if (document)
+		status = json_save(o->output, document, err);
+	cJSON_Delete(document);
+	cJSON_Delete(reply);
+	buf_release(&bytes);
+	return status;
+}
+
+/* ---- source ----------------------------------------------------------------------------------------------------- */
+
+/* Keep what stands at path as path~ if it is something else. */
+static int keep_old(const char *path, const char *source, struct error *err)
+{
+	struct buf old;
+	char *kept;
+	int status = 0;
+
+	if (!path || !file_exists(path))
+		return 0;
+	kept = xasprintf("%s~", path);
+	buf_init(&old, JSON_MAX_BYTES);
+	status = file_read(path, &old, err);
+	if (status == 0 && (old.len != strlen(source) || memcmp(old.data, source, old.len) != 0))
+		status = file_write(kept, old.data, old.len, err);
+	buf_release(&old);
+	free(kept);
+	return status;
+}
+
+static int source(const struct options *o, const char *path, struct error *err)
+{
+	cJSON *document = json_load(path, "candidate", err);
+	const char *text = json_string(document, "source");
+	int status = -1;
+
+	if (document) {
+		text = text ? text : "";
+		status = keep_old(o->output, text, err);
+		if (status == 0)
+			status = file_write(o->output, text, strlen(text), err);
+	}
+	cJSON_Delete(document);
+	return status;
+}
+
+/* ---- hardware --------------------------------------------------------------------------------------------------- */
+
+static int hardware(const struct options *o, const char *path, struct error *err)
+{
+	char *folder = o->prompts ? xstrdup(o->prompts) : o->output ? path_folder(o->output) : xstrdup("prompts");
+	struct buf sheet;
+	int status;
+
+	if (path)
+		die_usage("hardware reads no file");
+	buf_init(&sheet, JSON_MAX_BYTES);
+	status = hardware_cpu(folder, &sheet, err);
+	if (status == 0)
+		status = file_write(o->output, sheet.data, sheet.len, err);
+	buf_release(&sheet);
+	free(folder);
+	return status;
+}
+
+static const struct {
+	const char *name;
+	bool reads;
+	int (*run)(const struct options *, const char *path, struct error *);
+} commands[] = {
+	{ "request", true, request },
+	{ "candidate", true, candidate },
+	{ "source", true, source },
+	{ "hardware", false, hardware },
+};
+
+static int run_command(const struct options *o, int argc, char **argv, struct error *err)
+{
+	if (argc == 0)
+		die_usage("one of request, candidate, source, hardware is needed");
+	for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++) {
+		if (strcmp(argv[0], commands[i].name) != 0)
+			continue;
+		if (argc > 2 || (commands[i].reads && argc != 2))
+			die_usage("%s needs one file", argv[0]);
+		return commands[i].run(o, argc == 2 ? argv[1] : NULL, err);
+	}
+	die_usage("unknown command '%s'", argv[0]);
+}
+
+int main(int argc, char **argv)
+{
+	struct options o = { .slot = -1, .language = "c", .target = "cpu" };
+	struct error err = { 0 };
+	int option;
+
+	cli_init("km-instantiate");
+	while ((option = getopt_long(argc, argv, "o:hV", long_options, NULL)) != -1)
+		set_option(&o, option, optarg);
+	if (run_command(&o, argc - optind, argv + optind, &err) < 0)
+		die_error(&err);
+	return cli_finish(KM_OK);
+}

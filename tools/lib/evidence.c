@@ -1,0 +1,246 @@
+#include "evidence.h"
+
+#include "file.h"
+#include "json.h"
+#include "outline.h"
+#include "text.h"
+#include "util.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+int evidence_code(const char *kernel_path, const char *language, struct buf *out, struct error *err)
+{
+	struct buf source;
+	int status;
+
+	buf_init(&source, JSON_MAX_BYTES);
+	status = file_read(kernel_path, &source, err);
+	if (status == 0 && source.len == 0) {
+		buf_puts(out, "(There is no code: the reply held none.)\n");
+	} else if (status == 0) {
+		char *clean = text_clean(source.data, source.len);
+		char *excerpt = text_excerpt(clean, EVIDENCE_CODE_MAX);
+
+		text_fence(out, language, excerpt);
+		free(excerpt);
+		free(clean);
+	}
+	buf_release(&source);
+	return status;
+}
+
+/* "M=64 N=480" */
+static void append_axes(const cJSON *axes, struct buf *out)
+{
+	const cJSON *axis;
+
+	cJSON_ArrayForEach(axis, axes) {
+		buf_puts(out, axis == axes->child ? "" : " ");
+		text_line(out, axis->string, 40);
+		buf_printf(out, "=%.0f", axis->valuedouble);
+	}
+}
+
+/* A microsecond value with three or four significant digits, "-" for none. */
+static void append_time(const cJSON *workload, const char *key, struct buf *out)
+{
+	double us = json_number(workload, key, -1);
+
+	if (us < 0)
+		buf_puts(out, "-");
+	else
+		buf_printf(out, us < 10 ? "%.2f" : us < 1000 ? "%.1f" : "%.0f", us);
+}
+
+static void append_workload(const cJSON *workload, struct buf *out)
+{
+	double median = json_number(workload, "median_us", -1), floor_us = json_number(workload, "floor_us", -1);
+	double speedup = json_number(workload, "speedup", -1), flops = json_number(workload, "flops", -1), noise = json_number(workload, "noise", -1);
+
+	buf_puts(out, "| ");
+	append_axes(json_get(workload, "axes"), out);
+	buf_puts(out, " | ");
+	append_time(workload, "median_us", out);
+	buf_puts(out, " | ");
+	append_time(workload, "baseline_us", out);
+	buf_puts(out, " | ");
+	if (speedup >= 0)
+		outline_factor(speedup, out);
+	else
+		text_line(out, json_string(workload, "status"), 40);
+	buf_puts(out, " | ");
+	if (floor_us > 0 && median > 0)
+		buf_printf(out, "%.0f %%", 100 * floor_us / median);
+	else
+		buf_puts(out, "-");
+	buf_puts(out, " | ");
+	if (flops > 0 && median > 0)
+		buf_printf(out, "%.2f", flops / median * 1e-3);
+	else
+		buf_puts(out, "-");
+	buf_puts(out, " | ");
+	if (noise >= 0)
+		buf_printf(out, "%.1f %%", 100 * noise);
+	else
+		buf_puts(out, "-");
+	buf_puts(out, " |\n");
+}
+
+static void append_times(const cJSON *bench, struct buf *out)
+{
+	const cJSON *workload;
+	int rows = 0;
+
+	buf_puts(out, "| workload | time us | baseline us | times the baseline | share of the floor | GFLOP/s | noise |\n|---|---|---|---|---|---|---|\n");
+	cJSON_ArrayForEach(workload, json_get(bench, "workloads"))
+		if (strcmp(json_string(workload, "set"), "feedback") == 0 && rows++ < EVIDENCE_WORKLOADS)
+			append_workload(workload, out);
+	if (rows > EVIDENCE_WORKLOADS)
+		buf_printf(out, "(%d more workloads)\n", rows - EVIDENCE_WORKLOADS);
+}
+
+static void append_value(const cJSON *value, struct buf *out)
+{
+	if (cJSON_IsNumber(value))
+		buf_printf(out, "%.9g", value->valuedouble);
+	else
+		text_line(out, cJSON_IsString(value) ? value->valuestring : "?", 40);
+}
+
+static void append_elements(const cJSON *failure, struct buf *out)
+{
+	const cJSON *element;
+
+	cJSON_ArrayForEach(element, json_get(failure, "elements")) {
+		buf_printf(out, "  row %.0f, element %.0f: got ", json_number(element, "row", 0), json_number(element, "index", 0));
+		append_value(json_get(element, "got"), out);
+		buf_puts(out, ", expected ");
+		append_value(json_get(element, "expected"), out);
+		buf_putc(out, '\n');
+	}
+}
+
+static void append_failure(const cJSON *failure, struct buf *out)
+{
+	const char *set = json_string(failure, "input_set"), *output = json_string(failure, "output");
+	double wrong = json_number(failure, "wrong_rows", -1), checked = json_number(failure, "checked_rows", -1);
+
+	if (!cJSON_IsObject(failure))
+		return;
+	buf_puts(out, "It failed");
+	if (json_get(failure, "axes")) {
+		buf_puts(out, " at ");
+		append_axes(json_get(failure, "axes"), out);
+	}
+	if (set) {
+		buf_puts(out, ", input set ");
+		text_line(out, set, 40);
+	}
+	if (output) {
+		buf_puts(out, ", output ");
+		text_line(out, output, 60);
+	}
+	if (wrong >= 0 && checked >= 0)
+		buf_printf(out, "; %.0f of %.0f checked rows are wrong", wrong, checked);
+	buf_puts(out, ".\n");
+	append_elements(failure, out);
+}
+
+/* Compiler messages from the first error on; warnings before it are no help. */
+static void append_diagnostics(const char *diagnostics, struct buf *out)
+{
+	const char *error = strstr(diagnostics, "error:"), *start = diagnostics;
+	char *excerpt;
+
+	if (!*diagnostics)
+		return;
+	if (error) {
+		for (const char *p = diagnostics; p < error; p++)
+			if (*p == '\n')
+				start = p + 1;
+	}
+	excerpt = xstrndup(start, EVIDENCE_DIAGNOSTICS);
+	if (strlen(start) > EVIDENCE_DIAGNOSTICS) {
+		char *end = strrchr(excerpt, '\n');
+
+		if (end)
+			end[1] = 0;
+	}
+	buf_puts(out, "First messages of the compiler:\n");
+	text_fence(out, "text", excerpt);
+	free(excerpt);
+}
+
+static void append_versus(const cJSON *versus, struct buf *out)
+{
+	if (!cJSON_IsObject(versus))
+		return;
+	buf_puts(out, "Measured in turns against ");
+	text_line(out, json_string(versus, "name"), 60);
+	buf_printf(out, ", call by call on the same inputs: %.3f times its speed, judged %s.\n", json_number(versus, "factor", 0),
+		   json_string(versus, "verdict"));
+}
+
+static void append_status(const cJSON *bench, struct buf *out)
+{
+	const char *rule = json_string(bench, "rule"), *message = json_string(bench, "message");
+	double score = json_number(bench, "score", -1), noise = json_number(bench, "noise", -1);
+
+	buf_printf(out, "Verdict: %s", json_string(bench, "status"));
+	if (rule) {
+		buf_puts(out, ", rule broken: ");
+		text_line(out, rule, 80);
+	}
+	if (score >= 0) {
+		buf_puts(out, ", ");
+		outline_factor(score / 100, out);
+		buf_puts(out, " the baseline's speed (mean over the workloads");
+		if (noise >= 0)
+			buf_printf(out, ", noise %.1f %%", 100 * noise);
+		buf_putc(out, ')');
+	}
+	buf_puts(out, "\n");
+	if (message && *message) {
+		buf_puts(out, "Message: ");
+		text_line(out, message, 800);
+		buf_putc(out, '\n');
+	}
+}
+
+static void describe(const cJSON *build, const cJSON *bench, struct buf *out)
+{
+	if (json_get(bench, "skip")) {
+		buf_puts(out, "(Not judged: ");
+		text_line(out, json_string(bench, "skip"), 200);
+		buf_puts(out, ")\n");
+		return;
+	}
+	append_status(bench, out);
+	if (json_number(bench, "score", -1) >= 0)
+		append_times(bench, out);
+	append_versus(json_get(bench, "versus"), out);
+	append_failure(json_get(bench, "failure"), out);
+	if (json_string(build, "diagnostics") && strcmp(json_string(build, "status"), "BUILT") != 0)
+		append_diagnostics(json_string(build, "diagnostics"), out);
+}
+
+int evidence_verdict(const char *build_path, const char *bench_path, struct buf *out, struct error *err)
+{
+	cJSON *build = json_load(build_path, "build", err), *bench = build ? json_load(bench_path, "bench", err) : NULL;
+	struct buf text;
+	char *excerpt;
+
+	if (bench) {
+		buf_init(&text, JSON_MAX_BYTES);
+		describe(build, bench, &text);
+		excerpt = text_excerpt(text.data, EVIDENCE_MAX);
+		buf_puts(out, excerpt);
+		free(excerpt);
+		buf_release(&text);
+	}
+	cJSON_Delete(build);
+	cJSON_Delete(bench);
+	return bench ? 0 : -1;
+}
