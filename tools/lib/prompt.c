@@ -90,6 +90,29 @@ static int take_kernel(struct parts *parts, const cJSON *kernel, const char *rou
 	return status;
 }
 
+/* The value parent: the parent's kernel and verdict, or that there is none. */
+static int take_parent(struct parts *parts, const cJSON *parent, const char *round_folder, struct error *err)
+{
+	struct files files;
+	struct buf b;
+	int status = 0;
+
+	buf_init(&b, JSON_MAX_BYTES);
+	if (cJSON_IsObject(parent)) {
+		files = planned_files(parent, round_folder);
+		buf_printf(&b, "The kernel of the parent, node %s; it has passed.\n\n", json_string(parent, "node"));
+		status = evidence_code(files.kernel, parts_language(parts), &b, err);
+		buf_putc(&b, '\n');
+		if (status == 0)
+			status = evidence_verdict(files.build, files.bench, &b, err);
+		files_release(&files);
+	} else {
+		buf_puts(&b, "There is none: the parent is the task itself, so this kernel is written from the beginning.\n");
+	}
+	take(parts, "parent", &b, JSON_MAX_BYTES);
+	return status;
+}
+
 static bool same_kernel(const cJSON *a, const cJSON *b)
 {
 	return cJSON_IsObject(a) && cJSON_IsObject(b) && strcmp(json_string(a, "kernel"), json_string(b, "kernel")) == 0;
@@ -206,7 +229,7 @@ static int take_kernels(struct parts *parts, const cJSON *s, const char *round_f
 	int status = 0;
 
 	if (strcmp(mode, "improve") != 0)
-		status = take_kernel(parts, parent, round_folder, "parent_code", "parent_evidence", "There is no parent kernel: the parent is the task itself.", err);
+		status = take_parent(parts, parent, round_folder, err);
 	if (status == 0 && strcmp(mode, "debug") == 0)
 		status = take_kernel(parts, last, round_folder, "last_code", "last_evidence", "The last attempt left no code.", err);
 	if (status == 0 && strcmp(mode, "improve") == 0)
@@ -224,10 +247,12 @@ static int take_parent_score(struct parts *parts, const cJSON *world, const cJSO
 	struct buf b;
 
 	buf_init(&b, 100);
-	if (score >= 0)
+	if (score >= 0) {
 		outline_factor(score / 100, &b);
-	else
-		buf_puts(&b, "none");
+		buf_puts(&b, " the baseline's");
+	} else {
+		buf_puts(&b, "there is no parent kernel, the parent is the task itself");
+	}
 	parts_take(parts, "parent_factor", buf_take(&b));
 	buf_release(&b);
 	return 0;

@@ -176,6 +176,43 @@ static void describe_workloads(const struct task *task, struct buf *out)
 	buf_puts(out, *task->libraries ? "\n" : " none\n");
 }
 
+/* The checks at the end of task.h are for the compiler, not for a reader. */
+static void cut_asserts(struct buf *header)
+{
+	char *asserts = strstr(header->data, "\n#ifdef __cplusplus\n#define KM_ASSERT");
+
+	if (!asserts)
+		return;
+	*asserts = 0;
+	header->len = (size_t)(asserts - header->data);
+	buf_puts(header, "\n/* checks of the layout, left out here */\n#endif\n");
+}
+
+static int take_baseline(struct parts *parts, const struct task *task, struct error *err)
+{
+	char *name = xasprintf("baseline.%s", task_suffix(task)), *path = task_path(task, name);
+	struct buf source, text;
+	int status;
+
+	buf_init(&source, JSON_MAX_BYTES);
+	buf_init(&text, JSON_MAX_BYTES);
+	status = file_read(path, &source, err);
+	if (status == 0) {
+		char *clean = text_clean(source.data, source.len), *excerpt = text_excerpt(clean, PART_BASELINE);
+
+		buf_puts(&text, "The baseline, factor 1, is this kernel:\n\n");
+		text_fence(&text, parts_language(parts), excerpt);
+		parts_take(parts, "baseline", buf_take(&text));
+		free(excerpt);
+		free(clean);
+	}
+	buf_release(&text);
+	buf_release(&source);
+	free(path);
+	free(name);
+	return status;
+}
+
 static void take_task(struct parts *parts, const struct task *task)
 {
 	struct buf b;
@@ -191,6 +228,7 @@ static void take_task(struct parts *parts, const struct task *task)
 	take_buf(parts, "workloads", &b, PART_WORKLOADS);
 	buf_init(&b, JSON_MAX_BYTES);
 	task_header(task, &b);
+	cut_asserts(&b);
 	take_buf(parts, "header", &b, PART_HEADER);
 }
 
@@ -233,12 +271,14 @@ static int take_hardware(struct parts *parts, const struct prompt_source *source
 int parts_common(struct parts *parts, const struct prompt_source *source, struct error *err)
 {
 	struct task task;
+	int status;
 
 	if (task_load(source->task, &task, err) < 0)
 		return -1;
 	take_task(parts, &task);
+	status = take_baseline(parts, &task, err);
 	task_release(&task);
-	if (take_hardware(parts, source, err) < 0 || take_template(parts, source, "interface", "parts/interface.md", err) < 0)
+	if (status < 0 || take_hardware(parts, source, err) < 0 || take_template(parts, source, "interface", "parts/interface.md", err) < 0)
 		return -1;
 	return take_template(parts, source, "rules", strcmp(parts_language(parts), "c") == 0 ? "parts/language-c.md" : "parts/language-cuda.md", err);
 }

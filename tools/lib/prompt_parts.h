@@ -15,6 +15,7 @@ enum {
 	PART_TASK = 16000,
 	PART_WORKLOADS = 6000,
 	PART_HEADER = 8000,
+	PART_BASELINE = 6000,
 	PART_PATH = 16000,
 	PART_OUTLINE = 24000,
 	PART_INTENT = 9000,
@@ -36,7 +37,7 @@ void parts_copy(struct parts *parts, const char *name, const char *text);
 void parts_release(struct parts *parts);
 
 /* What every prompt holds, from the task's folder and the templates of prompts/parts: task_name, target, language,
- * task, workloads, header, interface, rules, hardware. */
+ * task, workloads, baseline, header, interface, rules, hardware. */
 int parts_common(struct parts *parts, const struct prompt_source *source, struct error *err);
 
 /* What every prompt after the first holds: outline, summary, and best, one line about the fastest kernel. */
