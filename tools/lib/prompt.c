@@ -240,7 +240,7 @@ static int take_kernels(struct parts *parts, const cJSON *s, const char *round_f
 	return status;
 }
 
-static int take_parent_score(struct parts *parts, const cJSON *world, const cJSON *node)
+static void take_parent_factor(struct parts *parts, const cJSON *world, const cJSON *node)
 {
 	const cJSON *parent = json_string(node, "parent") ? outline_find(world, json_string(node, "parent")) : NULL;
 	double score = json_number(json_get(parent, "solution"), "score", -1);
@@ -255,7 +255,6 @@ static int take_parent_score(struct parts *parts, const cJSON *world, const cJSO
 	}
 	parts_take(parts, "parent_factor", buf_take(&b));
 	buf_release(&b);
-	return 0;
 }
 
 cJSON *prompt_code(const struct prompt_source *source, const cJSON *world, const cJSON *plan, int slot, const char *round_folder, struct error *err)
@@ -280,8 +279,7 @@ cJSON *prompt_code(const struct prompt_source *source, const cJSON *world, const
 		status = take_node(&parts, world, node, err);
 	if (status == 0)
 		status = take_kernels(&parts, s, round_folder, err);
-	if (status == 0)
-		status = take_parent_score(&parts, world, node);
+	take_parent_factor(&parts, world, node);
 	take_attempts(&parts, json_get(json_get(node, "cycle"), "attempts"));
 	take_number(&parts, "cycle_attempt", json_number(s, "cycle_attempt", 1));
 	take_number(&parts, "k", json_number(json_get(world, "settings"), "k", 1));

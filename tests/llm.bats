@@ -1,0 +1,417 @@
+#!/usr/bin/env bats
+# km-llm: a real HTTP exchange on loopback, the other providers, and what is stored when.
+
+load helpers
+
+setup() {
+	cd "$BATS_TEST_TMPDIR" || return
+	unset KM_BASE_URL KM_API_KEY OPENAI_API_KEY KM_EXEC KM_PRICE http_proxy HTTP_PROXY all_proxy ALL_PROXY
+	PEER=$PEERS/http_peer
+	[ -x "$PEER" ] || { PEER=$BATS_TEST_TMPDIR/http_peer && gcc -std=gnu11 -D_GNU_SOURCE -o "$PEER" "$ROOT/tests/peer/http_peer.c"; }
+	SERVER=
+	mkdir run server
+	request code/tile.0a1b/1 > request.json
+}
+
+teardown() {
+	[ -z "$SERVER" ] || kill "$SERVER" 2>/dev/null || true
+}
+
+# A request with cue $1; model $2.
+request() {
+	local body id
+	body=$(jq -cn --arg cue "$1" --arg model "${2-test-model}" '{messages: [{role: "system", content: "Be brief."},
+		{role: "user", content: "Say \"hi\"."}], parameters: {model: $model, max_tokens: 50}, cue: $cue}')
+	id=$(printf %s "$body" | sha256sum | cut -d' ' -f1)
+	jq -c --arg id "$id" '{id: $id, cue, messages, parameters}' <<<"$body"
+}
+
+id_of() { jq -r .id "$1"; }
+
+# Put the answer to connection $1 in place: status line $2, body $3, more header lines $4.
+respond() {
+	printf 'HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%bConnection: close\r\n\r\n%s' \
+		"$2" "$(printf %s "$3" | wc -c)" "${4-}" "$3" > "server/reply.$1"
+}
+
+completion() {
+	jq -cn --arg text "$1" '{id: "x", model: "test-model-2024", choices: [{message: {role: "assistant", content: $text}, finish_reason: "stop"}],
+		usage: {prompt_tokens: 11, completion_tokens: 7}}'
+}
+
+serve() {
+	"$PEER" server > server/port 3>&- &
+	SERVER=$!
+	while [ ! -s server/port ]; do sleep 0.01; done
+	export KM_BASE_URL="http://127.0.0.1:$(cat server/port)/v1"
+}
+
+llm() { "$KM/km-llm" --run run -o reply.json "$@" request.json; }
+
+count() { grep -c "^$1" run/calls.tsv || true; }
+
+@test "help, version and misuse" {
+	run "$KM/km-llm" -h
+	[ "$status" -eq 0 ]
+	[[ $output == "Usage: km-llm "* ]]
+	run "$KM/km-llm" -V
+	[ "$status" -eq 0 ]
+	run "$KM/km-llm" request.json
+	[ "$status" -eq 2 ]
+	run "$KM/km-llm" --provider oracle request.json
+	[ "$status" -eq 2 ]
+	[[ $output == *"unknown provider 'oracle'"* ]]
+	run "$KM/km-llm" --provider exec
+	[ "$status" -eq 2 ]
+	run "$KM/km-llm" --provider exec request.json
+	[ "$status" -eq 2 ]
+	[[ $output == *--exec* ]]
+}
+
+@test "openai: the request goes out as chat completions, the reply and the ledger come back" {
+	respond 1 "200 OK" "$(completion $'Hello\n```c\nint x;\n```')"
+	serve
+	export KM_API_KEY=sk-secret-0123456789 KM_PRICE=2,10
+	llm --provider openai
+	[ "$(jq -r .status reply.json)" = answered ]
+	[ "$(jq -r .text reply.json)" = $'Hello\n```c\nint x;\n```' ]
+	[ "$(jq -r .model reply.json)" = test-model-2024 ]
+	[ "$(jq -c '[.tokens_in, .tokens_out]' reply.json)" = "[11,7]" ]
+	[ "$(jq -r .usd reply.json)" = 9.2e-05 ]
+	head -1 server/request.1 | grep -q '^POST /v1/chat/completions HTTP/1.1'
+	grep -qi '^Authorization: Bearer sk-secret-0123456789' server/request.1
+	sed '1,/^\r$/d' server/request.1 > body.json
+	[ "$(jq -c '[.model, .max_tokens, .stream, (.messages | length), has("temperature")]' body.json)" = '["test-model",50,false,2,false]' ]
+	id=$(id_of request.json)
+	[ "$(jq -r .request.id "run/calls/$id.json")" = "$id" ]
+	[ "$(jq -r .raw "run/calls/$id.json" | jq -r .id)" = x ]
+	"$KM/km-validate" call "run/calls/$id.json"
+	"$KM/km-validate" reply reply.json
+	[ "$(count start)" -eq 1 ]
+	[ "$(count end)" -eq 1 ]
+	[ "$(awk -F'\t' '$1 == "end" && $6 == 11 && $7 == 7 && $8 == "0.000092"' run/calls.tsv | wc -l)" -eq 1 ]
+}
+
+@test "openai: 429, 500 and a reset are tried again, and paid once" {
+	respond 1 "429 Too Many Requests" '{"error": {"message": "slow down"}}' 'Retry-After: 0\r\n'
+	echo '!reset' > server/reply.2
+	respond 3 "200 OK" "$(completion fine)"
+	serve
+	llm --provider openai
+	[ "$(jq -r .text reply.json)" = fine ]
+	[ "$(count start)" -eq 1 ]
+	[ "$(count end)" -eq 1 ]
+}
+
+@test "openai: three failures give up with the status and the server's words" {
+	for n in 1 2 3; do respond $n "503 Service Unavailable" '{"error": {"message": "overloaded today"}}' 'Retry-After: 0\r\n'; done
+	serve
+	run llm --provider openai
+	[ "$status" -eq 4 ]
+	[[ $output == *"HTTP status 503 (3 tries): overloaded today"* ]]
+	[ ! -e reply.json ]
+	[ "$(count start)" -eq 1 ]
+	[ "$(count end)" -eq 0 ]
+	[ -e server/request.3 ]
+}
+
+@test "openai: what cannot get better is not tried again, and the run can go on" {
+	respond 1 "401 Unauthorized" '{"error": {"message": "bad key"}}'
+	respond 2 "429 Too Many Requests" '{"error": "quota"}' 'Retry-After: 3600\r\n'
+	respond 3 "200 OK" 'not json'
+	respond 4 "200 OK" '{"choices": []}'
+	respond 5 "200 OK" "$(completion good)"
+	serve
+	for want in "HTTP status 401 (1 try): bad key" "HTTP status 429 (1 try): quota" "not JSON" "no choices"; do
+		run llm --provider openai
+		[ "$status" -eq 4 ]
+		[[ $output == *"$want"* ]]
+		[ ! -e reply.json ]
+	done
+	llm --provider openai
+	[ "$(jq -r .text reply.json)" = good ]
+	[ "$(count end)" -eq 1 ]
+}
+
+@test "openai: a key that the server repeats is in no file and no message" {
+	key=sk-secret-0123456789abcdef
+	export OPENAI_API_KEY=$key
+	respond 1 "401 Unauthorized" "{\"error\": {\"message\": \"wrong key $key\"}}"
+	respond 2 "200 OK" "$(completion "your key is $key")"
+	serve
+	run llm --provider openai
+	[ "$status" -eq 4 ]
+	[[ $output == *"[key removed]"* ]]
+	[[ $output != *"$key"* ]]
+	llm --provider openai
+	[ "$(jq -r .text reply.json)" = "your key is [key removed]" ]
+	run grep -rl "$key" run reply.json request.json
+	[ "$status" -eq 1 ]
+}
+
+@test "openai: a redirect to another host is not followed" {
+	respond 1 "307 Temporary Redirect" '' 'Location: http://127.0.0.1:1/v1/chat/completions?x=1\r\n'
+	serve
+	run llm --provider openai
+	[ "$status" -eq 4 ]
+	[[ $output == *"HTTP status 307"*"not followed"* ]]
+	[[ $output != *"x=1"* ]]
+}
+
+@test "openai: a silent server and an endless reply end" {
+	echo '!stall' > server/reply.1
+	echo '!flood' > server/reply.2
+	serve
+	run llm --provider openai --timeout 0.5
+	[ "$status" -eq 4 ]
+	[[ $output == *imeout* ]]
+	kill "$SERVER"
+	mv server/reply.2 server/reply.1
+	: > server/port
+	serve
+	run llm --provider openai
+	[ "$status" -eq 4 ]
+	[[ $output == *"larger than 16 MB"* ]]
+}
+
+@test "openai: no server, no key, no model" {
+	export KM_BASE_URL=ftp://127.0.0.1/
+	run llm --provider openai
+	[ "$status" -eq 2 ]
+	unset KM_BASE_URL
+	run llm --provider openai
+	[ "$status" -eq 1 ]
+	[[ $output == *OPENAI_API_KEY* ]]
+	request code/tile.0a1b/1 "" > request.json
+	run llm --provider openai
+	[ "$status" -eq 2 ]
+}
+
+@test "exec: the prompt on stdin, an empty folder, no descriptors, no key of ours" {
+	export KM_API_KEY=sk-secret-0123456789
+	llm --provider exec --exec 'cat; echo; ls -A | wc -l; echo "${KM_API_KEY-none}"; ls /proc/self/fd | wc -l' 5< request.json
+	[ "$(jq -r .text reply.json)" = "$(printf 'Be brief.\n\nSay "hi".\n\n0\nnone\n4')" ]
+	[ "$(jq -r .provider reply.json)" = exec ]
+}
+
+@test "exec: a command that fails is exit 4 with its words, and the run goes on" {
+	run llm --provider exec --exec 'echo out; echo no luck >&2; exit 7'
+	[ "$status" -eq 4 ]
+	[[ $output == *"exit status 7"*"no luck"* ]]
+	[ ! -e reply.json ]
+	run llm --provider exec --exec 'sleep 20' --timeout 0.3
+	[ "$status" -eq 4 ]
+	KM_EXEC='echo yes' llm --provider exec
+	[ "$(jq -r .text reply.json)" = yes ]
+	[ "$(count start)" -eq 3 ]
+	[ "$(count end)" -eq 1 ]
+}
+
+@test "exec: bytes that are no text become text" {
+	llm --provider exec --exec "printf 'a\\377b\\000c\\r\\n'"
+	[ "$(jq -r .text reply.json)" = $'a\xef\xbf\xbdbc' ]
+}
+
+@test "a reply that is there is only renewed; a stored call is used; the end line is added once" {
+	llm --provider exec --exec 'echo first'
+	inode=$(stat -c %i reply.json)
+	touch -d '2001-01-01' reply.json
+	llm --provider exec --exec 'exit 9'
+	[ "$(stat -c %i reply.json)" = "$inode" ]
+	[ reply.json -nt run/calls.tsv ]
+	cp reply.json first.json
+	rm reply.json
+	llm --provider exec --exec 'exit 9'
+	cmp first.json reply.json
+	rm reply.json
+	sed -i '/^end/d' run/calls.tsv
+	printf 'end\ttorn' >> run/calls.tsv
+	llm --provider exec --exec 'exit 9'
+	llm --provider exec --exec 'exit 9'
+	cmp first.json reply.json
+	[ "$(count start)" -eq 1 ]
+	[ "$(grep -c "^end.$(id_of request.json)" run/calls.tsv)" -eq 1 ]
+}
+
+@test "another question gets another answer" {
+	llm --provider exec --exec 'echo first'
+	request code/tile.0a1b/2 > request.json
+	llm --provider exec --exec 'echo second'
+	[ "$(jq -r .text reply.json)" = second ]
+	[ "$(ls run/calls | wc -l)" -eq 2 ]
+	jq '.messages[1].content = "Say something else."' request.json > edited.json
+	mv edited.json request.json
+	run llm --provider exec --exec 'echo third'
+	[ "$status" -eq 0 ]
+	[[ $output == *"was edited"* ]]
+	[ "$(jq -r .text reply.json)" = third ]
+}
+
+@test "a kill in flight asks again, with a second start line" {
+	run setsid -w "$KM/km-llm" --provider exec --run run --exec 'kill -9 $PPID; echo late' -o reply.json request.json
+	[ ! -e reply.json ]
+	[ "$(count start)" -eq 1 ]
+	llm --provider exec --exec 'echo answer'
+	[ "$(jq -r .text reply.json)" = answer ]
+	[ "$(count start)" -eq 2 ]
+	[ "$(count end)" -eq 1 ]
+}
+
+@test "a kill at any write loses no stored reply and pays none twice" {
+	preload=$PEERS/kill.so
+	[ -e "$preload" ] || { preload=$BATS_TEST_TMPDIR/kill.so && gcc -std=gnu11 -D_GNU_SOURCE -shared -fPIC -o "$preload" "$ROOT/tests/preload/kill.c" -ldl; }
+	command='n=$(cat COUNT 2>/dev/null || echo 0); echo $((n + 1)) > COUNT; echo "answer $n"'
+	command=${command//COUNT/$BATS_TEST_TMPDIR/asked}
+	for at in $(seq 1 40); do
+		rm -rf run reply.json asked
+		mkdir run
+		head -c 8 /dev/zero > counter
+		KILL_COUNTER=$PWD/counter KILL_AT=$at LD_PRELOAD=$preload setsid -w "$KM/km-llm" --provider exec --run run \
+			--exec "unset LD_PRELOAD; $command" --check 'unset LD_PRELOAD; grep -q answer' -o reply.json request.json || true
+		stored=$(ls run/calls 2>/dev/null | wc -l)
+		before=$(cat asked 2>/dev/null || echo 0)
+		[ ! -e reply.json ] || finished=$((${finished:-0} + 1))
+		llm --provider exec --exec "$command" --check 'grep -q answer'
+		asked=$(cat asked)
+		[ "$stored" -eq 0 ] || [ "$asked" -eq "$before" ]
+		[ "$asked" -le 2 ]
+		[ "$(grep -c "^end.$(id_of request.json)" run/calls.tsv)" -eq 1 ]
+		[ "$(grep -c "^start.$(id_of request.json)" run/calls.tsv)" -le 2 ]
+		[ "$(jq -r .text "run/calls/$(id_of request.json).json")" = "$(jq -r .text reply.json)" ]
+		[ -z "$(find . -name '.*.tmp')" ]
+		[ "${finished:-0}" -lt 3 ] || break
+	done
+	[ "$at" -gt 5 ]
+	[ "$finished" -eq 3 ]
+}
+
+@test "manual: waits with 75, takes the answer of this question only, leaves nothing over" {
+	id=$(id_of request.json)
+	run llm --provider manual
+	[ "$status" -eq 75 ]
+	[[ $output == *"answer-${id:0:8}.md"* ]]
+	[ "$(cat "ask-${id:0:8}.md")" = "$(printf 'Be brief.\n\nSay "hi".')" ]
+	[ ! -e run/calls.tsv ]
+	echo other > answer-00000000.md
+	: > "answer-${id:0:8}.md"
+	run llm --provider manual
+	[ "$status" -eq 75 ]
+	printf 'by hand\n' > new && mv new "answer-${id:0:8}.md"
+	llm --provider manual
+	[ "$(jq -r .text reply.json)" = "by hand" ]
+	[ "$(jq -r .text "run/calls/$id.json")" = "by hand" ]
+	[ "$(count start)" -eq 1 ]
+	[ "$(count end)" -eq 1 ]
+	[ -e answer-00000000.md ]
+	[ "$(ls -d ask-* answer-* 2>/dev/null)" = answer-00000000.md ]
+}
+
+@test "manual: files left by a kill after storing are cleared; another text is not thrown away" {
+	id=$(id_of request.json)
+	echo "by hand" > "answer-${id:0:8}.md"
+	llm --provider manual
+	echo "ask" > "ask-${id:0:8}.md"
+	echo "by hand" > "answer-${id:0:8}.md"
+	llm --provider manual
+	[ -z "$(ls -d ask-* answer-* 2>/dev/null)" ]
+	echo "a second thought" > "answer-${id:0:8}.md"
+	llm --provider manual
+	[ "$(jq -r .text reply.json)" = "by hand" ]
+	[ "$(cat "answer-${id:0:8}.md")" = "a second thought" ]
+}
+
+@test "check: the complaint becomes the next message, and every try is kept" {
+	cat > model.sh <<-'END'
+		prompt=$(cat)
+		case $prompt in
+		*"you said two"*) echo three ;;
+		*"you said one"*) echo two ;;
+		*) echo one ;;
+		esac
+	END
+	llm --provider exec --exec "sh $PWD/model.sh" --check 'read x; [ $x = three ] || { echo "you said $x" >&2; exit 3; }'
+	[ "$(jq -r .status reply.json)" = answered ]
+	[ "$(jq -r .text reply.json)" = three ]
+	[ "$(jq '.tries | length' reply.json)" -eq 3 ]
+	[ "$(jq -r '.tries[0]' reply.json)" = "$(id_of request.json)" ]
+	[ "$(jq -r .id reply.json)" = "$(id_of request.json)" ]
+	third=run/calls/$(jq -r '.tries[2]' reply.json).json
+	[ "$(jq -r .request.cue "$third")" = "code/tile.0a1b/1~2" ]
+	[ "$(jq -c '[.request.messages[].role]' "$third")" = '["system","user","assistant","user","assistant","user"]' ]
+	[ "$(jq -r '.request.messages[4].content' "$third")" = two ]
+	[[ $(jq -r '.request.messages[5].content' "$third") == *"you said two"* ]]
+	[ "$(jq .tokens_out reply.json)" -eq "$(jq -s 'map(.tokens_out) | add' run/calls/*.json)" ]
+	[ "$(count end)" -eq 3 ]
+	"$KM/km-validate" reply reply.json
+}
+
+@test "check: a conversation that was cut is taken up where it was" {
+	run llm --provider exec --exec 'grep -q complaint && exit 9; echo one' --check 'echo complaint >&2; exit 1'
+	[ "$status" -eq 4 ]
+	[ ! -e reply.json ]
+	run llm --provider exec --exec 'grep -q complaint || exit 9; echo again' --check 'echo complaint >&2; exit 1'
+	[ "$status" -eq 0 ]
+	[ "$(jq -r .status reply.json)" = unreadable ]
+	[ "$(jq -r .reason reply.json)" = complaint ]
+	[ "$(jq '.tries | length' reply.json)" -eq 3 ]
+	[ "$(count end)" -eq 3 ]
+	run llm --provider exec --exec 'exit 9' --check 'exit 9'
+	[ "$status" -eq 0 ]
+}
+
+@test "check: a check that cannot run is no complaint" {
+	run llm --provider exec --exec 'echo one' --check 'no-such-program-here'
+	[ "$status" -eq 1 ]
+	[ "$(ls run/calls | wc -l)" -eq 1 ]
+	run llm --provider exec --exec 'echo one' --check 'kill -9 $$'
+	[ "$status" -eq 1 ]
+	llm --provider exec --exec 'exit 9' --check 'true'
+	[ "$(jq -r .text reply.json)" = one ]
+}
+
+@test "replay: by cue, the same id first, and nothing is paid" {
+	request code/tile.0a1b/2 > other.json
+	llm --provider exec --exec 'printf recorded'
+	jq '.usd = 0.5 | .tokens_in = 70 | .seconds = 3' "run/calls/$(id_of request.json).json" > tmp && mv tmp "run/calls/$(id_of request.json).json"
+	request code/tile.0a1b/1 another-model > asked.json
+	mkdir again
+	"$KM/km-llm" --provider replay --recording run --run again -o replayed.json asked.json
+	[ "$(jq -c '[.status, .text, .provider, .model, .usd, .tokens_in, .seconds]' replayed.json)" = '["answered","recorded","replay","test-model",0.5,70,3]' ]
+	[ "$(awk -F'\t' '$1 == "end" {print $8, $9}' again/calls.tsv)" = "0.000000 3.000" ]
+	"$KM/km-llm" --provider replay --recording again -o replayed2.json asked.json
+	[ "$(jq -r .text replayed2.json)" = recorded ]
+	"$KM/km-llm" --provider replay --recording run --run again -o none.json other.json
+	[ "$(jq -r .status none.json)" = unrecorded ]
+	[ "$(jq -c .tries none.json)" = "[]" ]
+	"$KM/km-validate" reply none.json
+	[ "$(wc -l < again/calls.tsv)" -eq 2 ]
+	run "$KM/km-llm" --provider replay --recording nowhere other.json
+	[ "$status" -eq 3 ]
+}
+
+@test "a skipped request is a skipped reply" {
+	echo '{"skip": "idle"}' > request.json
+	llm --provider openai
+	[ "$(jq -c . reply.json)" = '{"skip":"idle"}' ]
+	[ ! -e run/calls.tsv ]
+}
+
+@test "malformed requests and stored calls are exit 3 with the file's name" {
+	for bad in '' '{' '[]' '{"id": "x"}' '{"id": 1, "cue": "a/b", "messages": [], "parameters": {}}'; do
+		printf %s "$bad" > bad.json
+		run "$KM/km-llm" --provider exec --exec 'echo x' bad.json
+		[ "$status" -eq 3 ]
+		[[ $output == *bad.json* ]]
+	done
+	mkdir -p run/calls
+	echo '{"text": "half' > "run/calls/$(id_of request.json).json"
+	run llm --provider exec --exec 'echo x'
+	[ "$status" -eq 3 ]
+	[[ $output == *"calls/$(id_of request.json).json"* ]]
+}
+
+@test "in a pipeline the reply is on stdout and nothing is kept" {
+	run bash -c '"$1/km-llm" --provider exec --exec "echo hi" - < request.json | jq -r .text' - "$KM"
+	[ "$output" = hi ]
+	[ -z "$(ls run)" ]
+}
