@@ -13,8 +13,10 @@
  *	ifunc         a function that is chosen when the library is opened
  *	thread-local  thread-local storage
  *	text-relocation, executable-stack, library, elf   as they say; elf: not what the compiler makes
- *	state         writable static data
  * and with status COMPILE_ERROR: compile-limit (time, memory, output), no-km-run.
+ *
+ * Writable static data is allowed: scratch buffers and what km_init prepares need it, and a result that is kept there
+ * from one call to the next comes out wrong, since every call gets other inputs.
  */
 #ifndef KM_BUILD_H
 #define KM_BUILD_H
@@ -70,11 +72,7 @@ void build_release(struct build *b);
 
 /* Compile the task's trusted reference.c (which includes "task.h" and "reference.h") without a sandbox into a shared
  * library in the cache, -O2 -march as given, without fused multiply-add or other contraction; its path, which the
- * caller frees and may dlopen, or NULL: KM_EXIT_INPUT with the compiler's first errors if it does not compile. */
+ * caller frees and may dlopen, or NULL: KM_EXIT_INPUT with the compiler's first error if it does not compile. */
 char *build_reference(const struct task *task, const struct build_options *options, struct error *err);
-
-/* The target's sha256: "cpu model and features" that -march=native stands for; the whole of it is in cache keys. The
- * caller frees. For march other than native it is that name. */
-char *build_machine(const char *march);
 
 #endif

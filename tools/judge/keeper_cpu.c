@@ -282,20 +282,6 @@ static int cpu_select(struct keeper *k, size_t who, int workload, struct verdict
 
 /* ---- inputs ----------------------------------------------------------------------------------------------------- */
 
-static void fill_tensor(const struct task_tensor *t, const int64_t *axes, void *to, int set, uint64_t seed)
-{
-	int64_t count = (int64_t)task_elements(t, axes), columns = t->dims ? axes[t->axis[t->dims - 1]] : 1;
-	int64_t rows = columns ? count / columns : 0;
-
-	switch (t->dtype) {
-	case DTYPE_FLOAT32: random_fill_float(to, rows, columns, set, seed); break;
-	case DTYPE_BFLOAT16: random_fill_bfloat16(to, rows, columns, set, seed); break;
-	case DTYPE_FLOAT16: random_fill_float16(to, rows, columns, set, seed); break;
-	case DTYPE_BOOL: random_fill_bool(to, count, seed); break;
-	default: memset(to, 0, task_bytes(t, axes));
-	}
-}
-
 static int cpu_inputs(struct keeper *k, int workload, int set, bool vary, struct error *err)
 {
 	const struct task *task = k->task;
@@ -317,7 +303,7 @@ static int cpu_inputs(struct keeper *k, int workload, int set, bool vary, struct
 		if (t->scalar && vary && t->vary_count)
 			k->scalars[i] = t->vary[ref_below(random_secret(), 0, t->vary_count)];
 		if (!t->scalar)
-			fill_tensor(t, axes, k->inputs.at + k->input_places[i].offset, set, ref_random(seed, (uint64_t)i));
+			random_fill_tensor(t, axes, k->inputs.at + k->input_places[i].offset, set, ref_random(seed, (uint64_t)i));
 	}
 	fill_inputs(k, (uint64_t)(uintptr_t)k->inputs.at, k->args);
 	oracle_inputs(k->oracle, k->args, set, random_secret());

@@ -257,6 +257,20 @@ void random_fill_bits(void *to, size_t bytes, uint64_t seed)
 	}
 }
 
+void random_fill_tensor(const struct task_tensor *t, const int64_t *axes, void *to, int set, uint64_t seed)
+{
+	int64_t count = (int64_t)task_elements(t, axes), columns = t->dims ? axes[t->axis[t->dims - 1]] : 1;
+	int64_t rows = columns ? count / columns : 0;
+
+	switch (t->dtype) {
+	case DTYPE_FLOAT32: random_fill_float(to, rows, columns, set, seed); break;
+	case DTYPE_BFLOAT16: random_fill_bfloat16(to, rows, columns, set, seed); break;
+	case DTYPE_FLOAT16: random_fill_float16(to, rows, columns, set, seed); break;
+	case DTYPE_BOOL: random_fill_bool(to, count, seed); break;
+	default: memset(to, 0, task_bytes(t, axes));
+	}
+}
+
 uint64_t random_secret(void)
 {
 	uint64_t u;

@@ -12,6 +12,7 @@
 #define KM_RANDOM_H
 
 #include "reference.h"
+#include "task.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -38,6 +39,9 @@ void random_fill_bool(uint8_t *to, int64_t count, uint64_t seed);
 
 /* Raw bits: guard zones. */
 void random_fill_bits(void *to, size_t bytes, uint64_t seed);
+
+/* A whole input tensor as reference.h promises it to ref_inputs: floats of the set, bool 0 or 1, all else zero. */
+void random_fill_tensor(const struct task_tensor *t, const int64_t *axes, void *to, int set, uint64_t seed);
 
 /* Secrets: 64 bits from the kernel's generator; no later value can be told from earlier ones. */
 uint64_t random_secret(void);

@@ -54,22 +54,37 @@ struct estimate statistics_robust(const double *x, size_t n)
 	return e;
 }
 
-struct estimate statistics_combine(const struct estimate *e, const double *weights, size_t n)
+struct estimate statistics_score_gain(const struct estimate *gain, const double *speedup, size_t n, bool geometric)
 {
 	struct estimate all = { 0 };
-	double sum = 0;
+	double ours = 0, theirs = 0, error2 = 0;
 
-	for (size_t i = 0; i < n; i++)
-		sum += weights[i];
 	for (size_t i = 0; i < n; i++) {
-		double w = weights[i] / sum;
+		double other = geometric ? 1 : speedup[i] * exp(-gain[i].mean);
 
-		all.mean += w * e[i].mean;
-		all.error += w * w * e[i].error * e[i].error;
-		all.n += e[i].n;
+		ours += geometric ? 1 : speedup[i];
+		theirs += other;
+		error2 += other * other * gain[i].error * gain[i].error;
+		all.mean += gain[i].mean / (double)n;
+		all.n += gain[i].n;
 	}
-	all.error = sqrt(all.error);
+	if (!geometric)
+		all.mean = log(ours / theirs);
+	all.error = sqrt(error2) / theirs;
 	return all;
+}
+
+double statistics_score_noise(const struct estimate *log_speedup, size_t n, bool geometric)
+{
+	double sum = 0, error2 = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		double weight = geometric ? 1 : exp(log_speedup[i].mean);
+
+		sum += weight;
+		error2 += weight * weight * log_speedup[i].error * log_speedup[i].error;
+	}
+	return sqrt(error2) / sum;
 }
 
 enum versus_verdict statistics_versus(const struct estimate *gain, double *z)
@@ -83,7 +98,7 @@ enum versus_verdict statistics_versus(const struct estimate *gain, double *z)
 	return VERSUS_EQUAL;
 }
 
-int statistics_decided(const struct estimate *gain)
+bool statistics_decided(const struct estimate *gain)
 {
 	return gain->n >= 8 && fabs(gain->mean) > 0.15 && fabs(gain->mean) > 10 * gain->error;
 }

@@ -8,6 +8,7 @@
 #ifndef KM_STATISTICS_H
 #define KM_STATISTICS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* Quantile by linear interpolation between order statistics, 0 <= q <= 1; x is sorted in place. NaN if n is 0. */
@@ -22,8 +23,13 @@ struct estimate {
 /* x is left as it is. */
 struct estimate statistics_robust(const double *x, size_t n);
 
-/* Sum of weight_i * estimate_i / sum of weights, the estimates being independent. n >= 1, weights > 0. */
-struct estimate statistics_combine(const struct estimate *e, const double *weights, size_t n);
+/* The gain in the score over n >= 1 workloads: gain[i] estimates ln(time of the other / time of ours), speedup[i] is ours
+ * over the baseline. With the mean of speed-ups as objective the result is ln(sum speedup / sum (speedup / e^gain)), with
+ * the geometric mean the mean of the gains; the error is that of independent gains to first order. */
+struct estimate statistics_score_gain(const struct estimate *gain, const double *speedup, size_t n, bool geometric);
+
+/* Relative error of the score, given the errors of the logarithms of the speed-ups. */
+double statistics_score_noise(const struct estimate *log_speedup, size_t n, bool geometric);
 
 enum versus_verdict { VERSUS_EQUAL, VERSUS_BETTER, VERSUS_WORSE };
 
@@ -36,6 +42,6 @@ enum { VERSUS_BLOCKS = 32 };           /* blocks of a full comparison */
 enum versus_verdict statistics_versus(const struct estimate *gain, double *z);
 
 /* True if more blocks cannot change the verdict in earnest: at least 8, |gain| over 15 % and |z| over 10. */
-int statistics_decided(const struct estimate *gain);
+bool statistics_decided(const struct estimate *gain);
 
 #endif

@@ -1,0 +1,536 @@
+#include "judge.h"
+
+#include "random.h"
+#include "util.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+	CANDIDATE, BASELINE, RIVALS, /* participants */
+	DECK = 16,                   /* rounds in which the shares of input sets hold exactly */
+	MAX_ROUNDS = 2 * VERSUS_BLOCKS,
+	MANY_GAPS = 4,               /* fewer disturbed calls than this are noise */
+};
+
+#define GAP_SHARE 0.2 /* share of disturbed calls that is no noise */
+
+struct judge {
+	const struct judge_options *options;
+	const struct keeper_ops *ops;
+	struct keeper *keeper;
+	struct judge_result *result;
+	size_t participants;
+	int *workloads;
+	double *times;       /* [participant][MAX_ROUNDS], of the workload at hand; NaN: none */
+	size_t rounds;       /* of the workload at hand */
+	double *gaps;
+	size_t gap_count, gap_size, disturbed;
+	/* what remains of the deck of input sets */
+	int deck[DECK];
+	int deck_left, full_check_at;
+};
+
+/* ---- drawing ---------------------------------------------------------------------------------------------------- */
+
+/* Half normal, the rest evenly from the other sets of the task; shuffled. Without normal among them, all evenly. */
+static void shuffle_deck(struct judge *j)
+{
+	const bool *in_use = j->options->task->input_sets;
+	int others[SET_COUNT], count = 0, plain[DECK];
+	int32_t order[DECK];
+
+	for (int s = 1; s < SET_COUNT; s++)
+		if (in_use[s])
+			others[count++] = s;
+	for (int i = 0; i < DECK; i++)
+		plain[i] = count == 0 || (in_use[SET_NORMAL] && i % 2 == 0) ? SET_NORMAL : others[i / (in_use[SET_NORMAL] ? 2 : 1) % count];
+	ref_permutation(random_secret(), order, DECK);
+	for (int i = 0; i < DECK; i++)
+		j->deck[i] = plain[order[i]];
+	j->deck_left = DECK;
+	j->full_check_at = (int)(random_secret() % DECK);
+}
+
+static int draw_set(struct judge *j, bool *full_check)
+{
+	if (j->deck_left == 0)
+		shuffle_deck(j);
+	j->deck_left--;
+	*full_check = j->deck_left == j->full_check_at;
+	return j->deck[j->deck_left];
+}
+
+static bool draw_vary(void)
+{
+	return random_secret() % 4 == 0;
+}
+
+/* ---- one call --------------------------------------------------------------------------------------------------- */
+
+
+static struct verdict *verdict_of(struct judge *j, size_t who)
+{
+	return who == CANDIDATE ? &j->result->verdict : &j->result->rivals[who - RIVALS].verdict;
+}
+
+/* The task's own kernel failed: that is no verdict on the candidate. */
+static int baseline_failed(const struct judge *j, const struct verdict *v, struct error *err)
+{
+	return error_set(err, KM_EXIT_INPUT, "the baseline of task '%s' is %s%s%s: %s", j->options->task->name, verdict_name(v->status),
+			 v->rule[0] ? ", rule " : "", v->rule, v->message);
+}
+
+static bool takes_part(struct judge *j, size_t who)
+{
+	return who == BASELINE || verdict_of(j, who)->status == VERDICT_PASSED;
+}
+
+/* Start or select: what to do with a verdict that is not PASSED depends on whose it is. */
+static int settle(struct judge *j, size_t who, const struct verdict *v, struct error *err)
+{
+	if (v->status == VERDICT_PASSED)
+		return 0;
+	j->ops->stop(j->keeper, who);
+	if (who == BASELINE)
+		return baseline_failed(j, v, err);
+	*verdict_of(j, who) = *v;
+	return 0;
+}
+
+static void note_gap(struct judge *j, const struct keeper_call *call)
+{
+	if (j->gap_count == j->gap_size) {
+		j->gap_size = 2 * j->gap_size + 64;
+		j->gaps = xreallocarray(j->gaps, j->gap_size, sizeof(*j->gaps));
+	}
+	j->gaps[j->gap_count++] = call->gap;
+	j->disturbed += call->disturbed;
+}
+
+/* A single gap may be the machine's: time stolen from a virtual machine is charged to whoever was running. One who works
+ * between calls does so in most of them, or gains nothing: the times of disturbed calls do not count. */
+static void judge_gaps(struct judge *j)
+{
+	if (j->disturbed >= MANY_GAPS && (double)j->disturbed > GAP_SHARE * (double)j->gap_count)
+		verdict_set(&j->result->verdict, VERDICT_REJECTED, "work-between-calls",
+			    "the kernel's process used the processor between %zu of %zu calls (median %.0f us, allowed %.0f us)",
+			    j->disturbed, j->gap_count, statistics_quantile(j->gaps, j->gap_count, 0.5) * 1e6, KEEPER_GAP * 1e6);
+}
+
+static int call_candidate(struct judge *j, struct judge_workload *w, bool all, struct keeper_call *call, struct error *err)
+{
+	struct verdict *v = &j->result->verdict;
+	struct keeper_check check = { .output = -1 };
+
+	*call = (struct keeper_call){ .seconds = (double)NAN };
+	if (j->ops->call(j->keeper, CANDIDATE, call, v, err) < 0)
+		return -1;
+	w->calls++;
+	if (v->status == VERDICT_PASSED) {
+		note_gap(j, call);
+		if (j->ops->check(j->keeper, CANDIDATE, all, &check, v, err) < 0)
+			return -1;
+	}
+	w->max_abs_error = fmax(w->max_abs_error, check.max_abs_error);
+	w->max_rel_error = fmax(w->max_rel_error, check.max_rel_error);
+	if (v->status == VERDICT_PASSED)
+		judge_gaps(j);
+	w->status = v->status;
+	if (v->status != VERDICT_PASSED) {
+		j->result->failed_workload = w->index;
+		j->result->failure = check;
+	}
+	return 0;
+}
+
+static int call_other(struct judge *j, size_t who, struct keeper_call *call, struct error *err)
+{
+	struct verdict v = { .status = VERDICT_PASSED };
+
+	*call = (struct keeper_call){ .seconds = (double)NAN };
+	if (j->ops->call(j->keeper, who, call, &v, err) < 0)
+		return -1;
+	if (v.status != VERDICT_PASSED)
+		call->seconds = (double)NAN;
+	return settle(j, who, &v, err);
+}
+
+static int select_workload(struct judge *j, size_t who, int workload, struct error *err)
+{
+	struct verdict v = { .status = VERDICT_PASSED };
+
+	if (j->ops->select(j->keeper, who, workload, &v, err) < 0)
+		return -1;
+	if (who == CANDIDATE && v.status != VERDICT_PASSED)
+		j->result->failed_workload = workload;
+	return settle(j, who, &v, err);
+}
+
+/* ---- first phase: is it right? ---------------------------------------------------------------------------------- */
+
+static bool can_vary(const struct task *task)
+{
+	for (int i = 0; i < task->input_count; i++)
+		if (task->inputs[i].vary_count)
+			return true;
+	return false;
+}
+
+static int check_once(struct judge *j, struct judge_workload *w, int set, bool vary, struct error *err)
+{
+	struct keeper_call call;
+
+	if (j->ops->inputs(j->keeper, w->index, set, vary, err) < 0)
+		return -1;
+	return call_candidate(j, w, true, &call, err);
+}
+
+/* Every input set in use, in random order, and where scalars can vary one more call in which they surely do. */
+static int check_workload(struct judge *j, struct judge_workload *w, struct error *err)
+{
+	const struct task *task = j->options->task;
+	int32_t order[SET_COUNT];
+
+	if (select_workload(j, CANDIDATE, w->index, err) < 0)
+		return -1;
+	ref_permutation(random_secret(), order, SET_COUNT);
+	for (int i = 0; i < SET_COUNT && takes_part(j, CANDIDATE); i++)
+		if (task->input_sets[order[i]] && check_once(j, w, order[i], draw_vary(), err) < 0)
+			return -1;
+	if (takes_part(j, CANDIDATE)) {
+		bool all;
+
+		if (can_vary(task) && check_once(j, w, draw_set(j, &all), true, err) < 0)
+			return -1;
+		j->ops->counts(j->keeper, &w->flops, &w->bytes);
+	}
+	w->status = j->result->verdict.status;
+	w->reached = w->reached || w->status != VERDICT_PASSED;
+	return 0;
+}
+
+/* ---- second phase: how fast? ------------------------------------------------------------------------------------ */
+
+static double *times_of(const struct judge *j, size_t who)
+{
+	return j->times + who * MAX_ROUNDS;
+}
+
+/* ln(time of who / time of the candidate) of each block that has both. */
+static struct estimate gain_of(const struct judge *j, size_t who)
+{
+	const double *ours = times_of(j, CANDIDATE), *theirs = times_of(j, who);
+	double blocks[VERSUS_BLOCKS];
+	size_t count = 0;
+
+	for (size_t b = 0; 2 * b + 1 < j->rounds; b++) {
+		double x = log(theirs[2 * b] / ours[2 * b]), y = log(theirs[2 * b + 1] / ours[2 * b + 1]);
+
+		/* A block that lost a call to a disturbance is left out whole: half of it would not cancel drift. */
+		if (!isnan(x) && !isnan(y))
+			blocks[count++] = (x + y) / 2;
+	}
+	return statistics_robust(blocks, count);
+}
+
+/* The order of a round: random in the first of a block, the reverse in the second. */
+static void draw_order(const struct judge *j, const bool *active, bool second, size_t *order, size_t *count)
+{
+	int32_t permutation[JUDGE_MAX_RIVALS + RIVALS];
+
+	if (second) {
+		for (size_t i = 0; i < *count / 2; i++) {
+			size_t swap = order[i];
+
+			order[i] = order[*count - 1 - i];
+			order[*count - 1 - i] = swap;
+		}
+		return;
+	}
+	*count = 0;
+	ref_permutation(random_secret(), permutation, (int64_t)j->participants);
+	for (size_t i = 0; i < j->participants; i++)
+		if (active[permutation[i]])
+			order[(*count)++] = (size_t)permutation[i];
+}
+
+/* New inputs, and one call of everyone in this order. Times go to slot `round`; MAX_ROUNDS: nowhere, to warm up. */
+static int run_round(struct judge *j, struct judge_workload *w, const size_t *order, size_t count, size_t round, struct error *err)
+{
+	bool all;
+	int set = draw_set(j, &all);
+
+	if (j->ops->inputs(j->keeper, w->index, set, draw_vary(), err) < 0)
+		return -1;
+	for (size_t i = 0; i < count && takes_part(j, CANDIDATE); i++) {
+		size_t who = order[i];
+		struct keeper_call call;
+
+		if (!takes_part(j, who))
+			continue;
+		if (who == CANDIDATE ? call_candidate(j, w, all, &call, err) < 0 : call_other(j, who, &call, err) < 0)
+			return -1;
+		if (round < MAX_ROUNDS)
+			times_of(j, who)[round] = call.disturbed ? (double)NAN : call.seconds;
+	}
+	return 0;
+}
+
+/* Who still has to be timed on this workload; "" while someone has, else what ended it. */
+static const char *choose_active(struct judge *j, double start, bool *active)
+{
+	bool late = monotonic_seconds() - start > JUDGE_SECONDS, any = false, decided = false, full = false;
+	size_t blocks = j->rounds / 2;
+
+	for (size_t who = BASELINE; who < j->participants; who++) {
+		struct estimate gain = gain_of(j, who);
+		bool enough = gain.n >= JUDGE_MIN_BLOCKS && (late || statistics_decided(&gain) || (who == BASELINE && gain.error < JUDGE_NOISE));
+
+		decided = decided || (who != BASELINE && enough && !late);
+		full = full || !enough;
+		active[who] = takes_part(j, who) && !enough && blocks < VERSUS_BLOCKS;
+		any = any || active[who];
+	}
+	active[CANDIDATE] = any;
+	return any ? "" : late ? "time" : full ? "blocks" : decided ? "decided" : "noise";
+}
+
+static int run_block(struct judge *j, struct judge_workload *w, const bool *active, struct error *err)
+{
+	size_t *order = xreallocarray(NULL, j->participants, sizeof(*order)), count = 0;
+	int result = 0;
+
+	for (int second = 0; second < 2 && result == 0; second++) {
+		draw_order(j, active, second, order, &count);
+		result = run_round(j, w, order, count, j->rounds, err);
+		j->rounds++;
+	}
+	free(order);
+	return result;
+}
+
+static void summarise(const struct judge *j, size_t who, struct judge_times *t)
+{
+	double *seconds = times_of(j, who), *sorted = xreallocarray(NULL, j->rounds + 1, sizeof(*sorted));
+
+	t->seconds = xreallocarray(NULL, j->rounds + 1, sizeof(*t->seconds));
+	for (size_t i = 0; i < j->rounds; i++)
+		if (!isnan(seconds[i]))
+			t->seconds[t->count++] = seconds[i];
+	memcpy(sorted, t->seconds, t->count * sizeof(*sorted));
+	t->median = statistics_quantile(sorted, t->count, 0.5);
+	t->q1 = statistics_quantile(sorted, t->count, 0.25);
+	t->q3 = statistics_quantile(sorted, t->count, 0.75);
+	if (who != CANDIDATE)
+		t->gain = gain_of(j, who);
+	free(sorted);
+}
+
+static void summarise_all(struct judge *j, struct judge_workload *w)
+{
+	summarise(j, CANDIDATE, &w->candidate);
+	summarise(j, BASELINE, &w->baseline);
+	w->rivals = xcalloc(j->participants - RIVALS + 1, sizeof(*w->rivals));
+	for (size_t who = RIVALS; who < j->participants; who++)
+		summarise(j, who, &w->rivals[who - RIVALS]);
+}
+
+/* One untimed round first: pages, branch predictors and the processor's clock come to where they stay. */
+static int time_workload(struct judge *j, struct judge_workload *w, struct error *err)
+{
+	bool *active = xcalloc(j->participants, sizeof(*active));
+	size_t *order = xreallocarray(NULL, j->participants, sizeof(*order)), count;
+	int result = 0;
+	double start;
+
+	w->reached = true;
+	w->ended_by = "";
+	j->rounds = 0;
+	for (size_t i = 0; i < j->participants * MAX_ROUNDS; i++)
+		j->times[i] = (double)NAN;
+	for (size_t who = 0; who < j->participants && result == 0; who++) {
+		active[who] = takes_part(j, who);
+		if (active[who])
+			result = select_workload(j, who, w->index, err);
+	}
+	draw_order(j, active, false, order, &count);
+	if (result == 0)
+		result = run_round(j, w, order, count, MAX_ROUNDS, err);
+	start = monotonic_seconds();
+	while (result == 0 && takes_part(j, CANDIDATE) && !*(w->ended_by = choose_active(j, start, active)))
+		result = run_block(j, w, active, err);
+	summarise_all(j, w);
+	free(active);
+	free(order);
+	return result;
+}
+
+/* ---- the whole -------------------------------------------------------------------------------------------------- */
+
+static void choose_workloads(struct judge *j)
+{
+	const struct task *task = j->options->task;
+	struct judge_result *r = j->result;
+
+	j->workloads = xreallocarray(NULL, (size_t)task->workload_count + 1, sizeof(*j->workloads));
+	r->workloads = xcalloc((size_t)task->workload_count + 1, sizeof(*r->workloads));
+	for (int i = 0; i < task->workload_count; i++)
+		if ((j->options->feedback && task->workloads[i].feedback) || (j->options->final && task->workloads[i].final)) {
+			r->workloads[r->workload_count].ended_by = "";
+			j->workloads[r->workload_count] = i;
+			r->workloads[r->workload_count++].index = i;
+		}
+}
+
+static int open_keeper(struct judge *j, struct error *err)
+{
+	struct keeper_options options = {
+		.task = j->options->task, .reference = j->options->reference, .workloads = j->workloads,
+		.workload_count = j->result->workload_count, .participants = j->participants,
+		.no_sandbox = j->options->no_sandbox, .interrupted = j->options->interrupted,
+	};
+
+	if (j->result->workload_count == 0)
+		return error_set(err, KM_EXIT_INPUT, "task '%s' has no workload of this set", j->options->task->name);
+	j->keeper = j->ops->open(&options, err);
+	return j->keeper ? 0 : -1;
+}
+
+static int start_one(struct judge *j, size_t who, struct error *err)
+{
+	const struct judge_options *o = j->options;
+	const struct judge_kernel *kernel = who == CANDIDATE ? &o->candidate : who == BASELINE ? &o->baseline : &o->rivals[who - RIVALS];
+	struct keeper_kernel k = { kernel->library, kernel->bytes, kernel->trusted };
+	struct verdict v = { .status = VERDICT_PASSED };
+
+	if (j->ops->start(j->keeper, who, &k, &v, err) < 0)
+		return -1;
+	return settle(j, who, &v, err);
+}
+
+/* Only a candidate that is right is timed, so the others start after the first phase. */
+static int run_phases(struct judge *j, struct error *err)
+{
+	struct judge_result *r = j->result;
+
+	if (start_one(j, CANDIDATE, err) < 0)
+		return -1;
+	for (size_t i = 0; i < r->workload_count && takes_part(j, CANDIDATE); i++)
+		if (check_workload(j, &r->workloads[i], err) < 0)
+			return -1;
+	for (size_t who = BASELINE; who < j->participants && takes_part(j, CANDIDATE); who++)
+		if (start_one(j, who, err) < 0)
+			return -1;
+	for (size_t i = 0; i < r->workload_count && takes_part(j, CANDIDATE); i++)
+		if (time_workload(j, &r->workloads[i], err) < 0)
+			return -1;
+	return 0;
+}
+
+/* The workloads that the score is over: feedback ones if any was judged. */
+static bool scores(const struct judge *j, const struct judge_workload *w)
+{
+	return !j->options->feedback || j->options->task->workloads[w->index].feedback;
+}
+
+static double score_of(const struct estimate *log_speedup, size_t n, bool geometric)
+{
+	double sum = 0;
+
+	for (size_t i = 0; i < n; i++)
+		sum += geometric ? log_speedup[i].mean : exp(log_speedup[i].mean);
+	return 100 * (geometric ? exp(sum / (double)n) : sum / (double)n);
+}
+
+static void score_rival(const struct judge *j, size_t rival, const struct estimate *log_speedup, const double *speedup, size_t n)
+{
+	struct judge_rival *r = &j->result->rivals[rival];
+	bool geometric = j->options->task->objective == TASK_GEOMEAN_LATENCY;
+	struct estimate *gains = xcalloc(n, sizeof(*gains)), *own = xcalloc(n, sizeof(*own));
+	size_t at = 0;
+
+	r->score = (double)NAN;
+	for (size_t i = 0; i < j->result->workload_count; i++)
+		if (scores(j, &j->result->workloads[i])) {
+			gains[at] = j->result->workloads[i].rivals[rival].gain;
+			own[at] = log_speedup[at];
+			own[at].mean -= gains[at].mean;
+			at++;
+		}
+	if (r->verdict.status == VERDICT_PASSED) {
+		r->gain = statistics_score_gain(gains, speedup, n, geometric);
+		r->score = score_of(own, n, geometric);
+	}
+	free(gains);
+	free(own);
+}
+
+static void score(struct judge *j)
+{
+	struct judge_result *r = j->result;
+	bool geometric = j->options->task->objective == TASK_GEOMEAN_LATENCY;
+	struct estimate *log_speedup = xcalloc(r->workload_count, sizeof(*log_speedup));
+	double *speedup = xcalloc(r->workload_count, sizeof(*speedup));
+	size_t n = 0;
+
+	for (size_t i = 0; i < r->workload_count; i++)
+		if (scores(j, &r->workloads[i])) {
+			log_speedup[n] = r->workloads[i].baseline.gain;
+			speedup[n] = exp(log_speedup[n].mean);
+			n++;
+		}
+	r->score = score_of(log_speedup, n, geometric);
+	r->noise = statistics_score_noise(log_speedup, n, geometric);
+	for (size_t i = 0; i < j->options->rival_count; i++)
+		score_rival(j, i, log_speedup, speedup, n);
+	free(log_speedup);
+	free(speedup);
+}
+
+int judge_run(const struct judge_options *options, struct judge_result *result, struct error *err)
+{
+	struct judge j = { .options = options, .ops = options->keeper, .result = result, .participants = RIVALS + options->rival_count };
+	int status;
+
+	memset(result, 0, sizeof(*result));
+	result->score = result->noise = (double)NAN;
+	result->failed_workload = -1;
+	result->failure.output = -1;
+	result->rivals = xcalloc(options->rival_count + 1, sizeof(*result->rivals));
+	j.times = xcalloc(j.participants * MAX_ROUNDS, sizeof(*j.times));
+	choose_workloads(&j);
+	status = open_keeper(&j, err);
+	if (status == 0)
+		status = run_phases(&j, err);
+	if (status == 0 && result->verdict.status == VERDICT_PASSED)
+		score(&j);
+	result->median_gap = j.gap_count ? statistics_quantile(j.gaps, j.gap_count, 0.5) : 0;
+	if (j.keeper)
+		j.ops->close(j.keeper);
+	free(j.gaps);
+	free(j.times);
+	free(j.workloads);
+	return status;
+}
+
+static void times_release(struct judge_times *t)
+{
+	free(t->seconds);
+}
+
+void judge_result_release(struct judge_result *result, size_t rival_count)
+{
+	for (size_t i = 0; i < result->workload_count; i++) {
+		struct judge_workload *w = &result->workloads[i];
+
+		times_release(&w->candidate);
+		times_release(&w->baseline);
+		for (size_t k = 0; k < rival_count && w->rivals; k++)
+			times_release(&w->rivals[k]);
+		free(w->rivals);
+	}
+	free(result->workloads);
+	free(result->rivals);
+}

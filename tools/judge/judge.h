@@ -1,0 +1,94 @@
+/* judge.h - one judgement: is the kernel right, and how fast is it?
+ *
+ * First every workload of the set is called with every input set in use and all rows are looked at. Then each workload
+ * is timed in rounds: new inputs, and on them one call of the candidate, of the baseline and of each rival, in random
+ * order; two rounds, the second in reverse order, are a block (A B B A). The candidate's outputs are looked at in every
+ * round: KEEPER_ROWS rows drawn after the call, all rows in one round of sixteen. Input sets come in fixed shares and
+ * random order, half of them normal, and in a quarter of all rounds scalars vary, in both phases alike.
+ *
+ * A workload's speed-up is e to the robust mean over blocks of ln(baseline time / candidate time).
+ */
+#ifndef KM_JUDGE_H
+#define KM_JUDGE_H
+
+#include "error.h"
+#include "keeper.h"
+#include "statistics.h"
+#include "task.h"
+#include "verdict.h"
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+enum {
+	JUDGE_MIN_BLOCKS = 5,
+	JUDGE_MAX_RIVALS = 256,
+};
+
+#define JUDGE_SECONDS 2.0   /* most time spent on timing one workload, but for JUDGE_MIN_BLOCKS */
+#define JUDGE_NOISE 0.005   /* relative error of a speed-up that is good enough */
+
+struct judge_kernel {
+	const char *name;
+	const void *library;
+	size_t bytes;
+	bool trusted; /* keeper.h */
+};
+
+struct judge_options {
+	const struct keeper_ops *keeper;
+	const struct task *task;
+	const char *reference;
+	struct judge_kernel candidate, baseline;
+	const struct judge_kernel *rivals;
+	size_t rival_count;
+	bool feedback, final; /* the workloads to judge */
+	bool no_sandbox;
+	const volatile sig_atomic_t *interrupted;
+};
+
+/* A participant's times on one workload. */
+struct judge_times {
+	double median, q1, q3; /* seconds; NaN without calls */
+	size_t count;
+	double *seconds;       /* in the order taken */
+	struct estimate gain;  /* ln(its time / the candidate's); n 0 for the candidate */
+};
+
+struct judge_workload {
+	int index; /* in task->workloads */
+	enum verdict_status status;
+	bool reached;              /* false: the judgement ended before this workload */
+	struct judge_times candidate, baseline, *rivals;
+	double flops, bytes;
+	double max_abs_error, max_rel_error;
+	size_t calls;              /* of the candidate, checks included */
+	const char *ended_by;      /* "noise", "blocks", "decided", "time", "" */
+};
+
+struct judge_rival {
+	struct verdict verdict;    /* why it takes no part any more, or passed */
+	struct estimate gain;      /* ln(candidate's score / its score); n 0 if unknown */
+	double score;              /* its own score; NaN if unknown */
+};
+
+struct judge_result {
+	struct verdict verdict;
+	struct judge_workload *workloads;
+	size_t workload_count;
+	struct judge_rival *rivals; /* as many as options->rival_count */
+	double score, noise;        /* score: 100 x mean (or geometric mean) speed-up, over the feedback workloads if there
+	                             * are any among those judged, else over all; NaN unless passed. noise: its relative
+	                             * standard error */
+	int failed_workload;        /* index in task->workloads, or -1 */
+	struct keeper_check failure; /* .output >= 0 if an output was wrong */
+	double median_gap;          /* CPU seconds between calls of the candidate, median */
+};
+
+/* 0 whatever the verdict on the candidate; -1 if the machine, the task, its reference or its baseline failed, or if
+ * interrupted. The result must be released in either case. */
+int judge_run(const struct judge_options *options, struct judge_result *result, struct error *err);
+void judge_result_release(struct judge_result *result, size_t rival_count);
+
+#endif
