@@ -23,9 +23,10 @@ node() {
 }
 
 tree() {
-	local known
-	# The first node that the prompt names by its id, if it names any.
-	known=$(grep -oE '\b[a-z0-9-]+\.[0-9a-f]{4}\b' <<<"$prompt" | head -n 1 || true)
+	local known=''
+	# The first node that an edit prompt names by its id.
+	[[ $prompt != *"cycle that has ended"* ]] ||
+		known=$(sed -n '/cycle that has ended/,$p' <<<"$prompt" | grep -oE '\b[a-z0-9-]+\.[0-9a-f]{4}\b' | head -n 1 || true)
 	echo "Here is what I would do."
 	echo '```json'
 	printf '{"summary": "state %s", "ops": [\n%s' "$sum" "$(node root "family $sum" $((sum % 8 + 1)))"

@@ -63,7 +63,7 @@ $(1)/$(2)/edit-request.json: $(1)/plan.json $(SLOTS:%=$(1)/%/bench.json) | $(3)/
 	$$(Q)$$(BIN)/km-update request --slot $(2:s%=%) $$(FOR_MODEL) -o $$@ $$<
 $(1)/$(2)/edit-reply.json: $(1)/$(2)/edit-request.json | $(BIN)/km-llm $(BIN)/km-update
 	$$(Q)$$(ASK_TREE) -o $$@ $$<
-$(1)/$(2):
+$(1)/$(2): | $(1)/plan.json
 	$$(Q)mkdir -p $$@
 $(call judge_rules,$(1),$(2),$(3))
 endef
@@ -74,7 +74,7 @@ $(1)/plan.json: | $(2)/world.json $(S)/run.json $(1) $(BIN)/km-plan
 	$$(Q)$$(BIN)/km-plan --calls $$(S)/calls.tsv $$(LIMITS) -o $$@ $(2)/world.json
 $(1)/world.json: $(1)/plan.json $(SLOTS:%=$(1)/%/bench.json) $(SLOTS:%=$(1)/%/edit-reply.json) | $(2)/world.json $(BIN)/km-update
 	$$(Q)$$(BIN)/km-update world --calls $$(S)/calls.tsv -o $$@ $$<
-$(1):
+$(1): | $(2)/world.json
 	$$(Q)mkdir -p $$@
 $(foreach slot,$(SLOTS),$(call slot_rules,$(1),$(slot),$(2)))
 endef
