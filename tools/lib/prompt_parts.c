@@ -261,7 +261,10 @@ static int take_hardware(struct parts *parts, const struct prompt_source *source
 	else
 		buf_puts(&b, "(There is no sheet about this machine.)\n");
 	if (status == 0) {
-		parts_take(parts, "hardware", text_clean(b.data, b.len));
+		char *clean = text_clean(b.data, b.len);
+
+		parts_take(parts, "hardware", text_excerpt(clean, PART_HARDWARE));
+		free(clean);
 	}
 	buf_release(&b);
 	free(path);

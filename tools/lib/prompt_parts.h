@@ -1,7 +1,7 @@
 /* prompt_parts.h - the values that templates are filled with (prompt.c only).
  *
  * A list of named texts; each is owned by the list. The ceilings add up to less than PROMPT_MAX_BYTES for every
- * template, with 32,000 bytes left for system.md and the template's own words.
+ * template, with 20,000 bytes left for system.md, the rules and the template's own words.
  */
 #ifndef KM_PROMPT_PARTS_H
 #define KM_PROMPT_PARTS_H
@@ -16,10 +16,11 @@ enum {
 	PART_WORKLOADS = 6000,
 	PART_HEADER = 8000,
 	PART_BASELINE = 6000,
+	PART_HARDWARE = 8000,
 	PART_PATH = 16000,
 	PART_OUTLINE = 24000,
 	PART_INTENT = 9000,
-	PART_SUMMARY = 6000,
+	PART_SUMMARY = 14000,
 	PART_REFUSED = 3000,
 	PART_ATTEMPTS = 3000,
 	PART_TRAJECTORY = 24000,

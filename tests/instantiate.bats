@@ -1,0 +1,309 @@
+#!/usr/bin/env bats
+# km-instantiate: prompts within their ceiling and without surprises, code found in replies, sources written.
+
+load helpers
+
+setup() {
+	cd "$BATS_TEST_TMPDIR" || return
+}
+
+reply() { # text file, cue
+	jq -n --rawfile text "$1" --arg cue "${2-code/tile.0a1b/3}" '{made_by: {}, id: ("0" * 64), cue: $cue, status: "answered", text: $text,
+		provider: "exec", model: "m", tokens_in: 1, tokens_out: 1, usd: 0, seconds: 0, tries: []}'
+}
+
+# A run with a world of $1 nodes whose last one is in its cycle, and the files of its two attempts.
+make_run() {
+	mkdir -p run/r00001/s0 run/r00002/s0 run/r00003/s0
+	cp -r "$ROOT/tasks/sgemm_cpu" run/task
+	cp -r "$ROOT/prompts" run/prompts
+	echo "- Processor: one for tests" > run/prompts/hardware.md
+	jq -n --argjson n "$1" -f "$ROOT/tests/big-world.jq" > run/r00002/world.json
+	for r in 1 2; do
+		printf '/* kernel of round %d */\n#include "task.h"\nint km_run(const struct km_args *a) { return !a; }\n' $r > run/r0000$r/s0/kernel.c
+	done
+	build BUILT "" > run/r00001/s0/build.json
+	build COMPILE_ERROR $'kernel.c:3:1: warning: something\nkernel.c:7:9: error: unknown type name \'flaot\'\n' > run/r00002/s0/build.json
+	bench PASSED 1234 > run/r00001/s0/bench.json
+	bench COMPILE_ERROR null > run/r00002/s0/bench.json
+	"$KM/km-plan" --rounds 9 -o run/r00003/plan.json run/r00002/world.json
+}
+
+build() {
+	jq -n --arg status "$1" --arg diagnostics "$2" '{made_by: {}, cue: null, status: $status, rule: null, message: "", task: "sgemm_cpu", target: "cpu",
+		kernel: "kernel.c", library: null, edited: false, source_sha256: null, code_sha256: null, compiler: "cc", flags: "", diagnostics: $diagnostics, seconds: 1}'
+}
+
+bench() {
+	jq -n --arg status "$1" --argjson score "$2" '{made_by: {}, cue: null, status: $status, rule: null, message: "", task: "sgemm_cpu",
+		score: $score, noise: 0.012, device: {name: "test", target: "cpu"}, seconds: 1, versus: null, failure: null,
+		workloads: [{uuid: "u1", axes: {M: 600, N: 584, K: 632}, set: "feedback", status: $status, median_us: 5000, q1_us: 4900, q3_us: 5100, idle_us: null,
+			baseline_us: 61700, floor_us: 1000, speedup: 12.34, noise: 0.02, flops: 4.4e8, bytes: 1e6, max_abs_error: 0, max_rel_error: 0, calls: 9}]}'
+}
+
+prompt() { jq -r '.messages[].content' "$1"; }
+plan_mode() { jq "$1" run/r00003/plan.json > plan.new && mv plan.new run/r00003/plan.json; }
+ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/request.json run/r00003/plan.json; }
+
+@test "help, version and misuse" {
+	run "$KM/km-instantiate" --help
+	[ "$status" -eq 0 ]
+	[[ $output == "Usage: km-instantiate "* ]]
+	for bad in "" "juggle x.json" "candidate" "candidate a b" "request plan.json" "request --slot 99 plan.json" "hardware --target toaster"; do
+		# shellcheck disable=SC2086
+		run "$KM/km-instantiate" $bad
+		[ "$status" -eq 2 ]
+	done
+}
+
+@test "code is found in replies: golden cases" {
+	for file in "$ROOT"/tests/replies/*.md; do
+		reply "$file" > reply.json
+		"$KM/km-instantiate" candidate -o candidate.json reply.json
+		"$KM/km-instantiate" source -o kernel.c candidate.json
+		"$KM/km-validate" candidate candidate.json
+		echo "$file"
+		if [ -e "${file%.md}.c" ]; then
+			[ "$(jq -r .status candidate.json)" = CODE ]
+			cmp "${file%.md}.c" kernel.c
+		else
+			[ "$(jq -r .status candidate.json)" = NO_CODE ]
+			[ -n "$(jq -r .reason candidate.json)" ]
+			[ ! -s kernel.c ]
+		fi
+		rm -f kernel.c kernel.c~
+	done
+}
+
+@test "the cue gives node and attempt" {
+	echo x > text
+	reply text code/tile.0a1b/12~2 | "$KM/km-instantiate" candidate --language cuda - > candidate.json
+	[ "$(jq -c '[.node, .attempt, .cue, .language]' candidate.json)" = '["tile.0a1b",12,"code/tile.0a1b/12~2","cuda"]' ]
+	for cue in edit/tile.0a1b/1 code/tile.0a1b code/tile.0a1b/x code/tile.0a1b/0 code//1; do
+		reply text "$cue" > reply.json
+		run "$KM/km-instantiate" candidate reply.json
+		[ "$status" -eq 3 ]
+	done
+}
+
+@test "an unrecorded reply and a skipped slot pass on" {
+	echo x > text
+	reply text | jq '.status = "unrecorded" | .text = "" | .reason = "no reply is recorded"' > reply.json
+	"$KM/km-instantiate" candidate -o candidate.json reply.json
+	[ "$(jq -c '[.status, .source, .reason]' candidate.json)" = '["UNRECORDED","","no reply is recorded"]' ]
+	echo '{"skip": "idle"}' > reply.json
+	"$KM/km-instantiate" candidate -o candidate.json reply.json
+	[ "$(jq -c . candidate.json)" = '{"skip":"idle"}' ]
+	"$KM/km-instantiate" source -o kernel.c candidate.json
+	[ -e kernel.c ]
+	[ ! -s kernel.c ]
+}
+
+@test "a differing source is kept beside the new one, the same one keeps its inode" {
+	reply "$ROOT/tests/replies/plain.md" | "$KM/km-instantiate" candidate - > candidate.json
+	"$KM/km-instantiate" source -o kernel.c candidate.json
+	inode=$(stat -c %i kernel.c)
+	"$KM/km-instantiate" source -o kernel.c candidate.json
+	[ "$(stat -c %i kernel.c)" = "$inode" ]
+	[ ! -e kernel.c~ ]
+	echo "/* by hand */" > kernel.c
+	"$KM/km-instantiate" source -o kernel.c candidate.json
+	cmp kernel.c "$ROOT/tests/replies/plain.c"
+	[ "$(cat kernel.c~)" = "/* by hand */" ]
+}
+
+@test "improve: intent, best and last kernel, times, errors, path and outline are in the prompt" {
+	make_run 40
+	ask
+	"$KM/km-validate" request run/r00003/s0/request.json
+	[ "$(jq -r .cue run/r00003/s0/request.json)" = code/node-39.0027/3 ]
+	[ "$(jq -c .parameters run/r00003/s0/request.json)" = '{"model":"m","max_tokens":16000}' ]
+	prompt run/r00003/s0/request.json > prompt
+	for want in "Title: Node 39 with a title" "kernel of round 1" "kernel of round 2" "| M=600 N=584 K=632 | 5000 | 61700 | 12.3x | 20 % |" \
+		"error: unknown type name 'flaot'" "- node-39.0027 [active" "Processor: one for tests" "const float *A;" "M=904 N=376 K=648" \
+		"attempt 2 (improve): COMPILE_ERROR" "12.3x the baseline's speed" "The baseline, factor 1"; do
+		grep -qF -- "$want" prompt || { echo "missing: $want"; false; }
+	done
+	run grep -c "something" prompt
+	[ "$output" = 0 ]
+	jq -cj '{messages, parameters, cue}' run/r00003/s0/request.json > hashed
+	[ "$(sha256sum < hashed | cut -d' ' -f1)" = "$(jq -r .id run/r00003/s0/request.json)" ]
+}
+
+@test "debug shows the failing code and the good parent; new starts from the parent or from nothing" {
+	make_run 40
+	plan_mode '.slots[0].mode = "debug"'
+	ask
+	prompt run/r00003/s0/request.json > prompt
+	grep -qF "# The last attempt, which failed" prompt
+	[ "$(grep -c 'kernel of round' prompt)" -eq 2 ]
+	[ "$(sed '/which failed/,$d' prompt | grep -c 'kernel of round 1')" -eq 1 ]
+	[ "$(sed '1,/which failed/d' prompt | grep -c 'kernel of round 2')" -eq 1 ]
+	plan_mode '.slots[0] |= (.mode = "new" | .last = null)'
+	ask
+	prompt run/r00003/s0/request.json > prompt
+	[ "$(grep -c 'kernel of round 1' prompt)" -eq 1 ]
+	plan_mode '.slots[0] |= (.parent = null | .base = null)'
+	ask
+	prompt run/r00003/s0/request.json > prompt
+	run grep -c 'kernel of round' prompt
+	[ "$output" = 0 ]
+	grep -qF "There is none: the parent is the task itself" prompt
+}
+
+@test "wrong results and broken rules are told with their elements" {
+	make_run 40
+	bench INCORRECT_NUMERICAL null | jq '.rule = null | .message = "a wrong element" | .failure = {uuid: "u1", axes: {M: 7, N: 3, K: 5}, input_set: "student_t3", output: "C",
+		elements: [{row: 6, index: 2, got: "nan", expected: 1.5}], wrong_rows: 3, checked_rows: 7}' > run/r00002/s0/bench.json
+	ask
+	prompt run/r00003/s0/request.json > prompt
+	grep -qF "It failed at M=7 N=3 K=5, input set student_t3, output C; 3 of 7 checked rows are wrong." prompt
+	grep -qF "row 6, element 2: got nan, expected 1.5" prompt
+	bench REJECTED null | jq '.rule = "state" | .message = "writable static data: table"' > run/r00002/s0/bench.json
+	ask
+	prompt run/r00003/s0/request.json | grep -qF "Verdict: REJECTED, rule broken: state"
+}
+
+@test "the same inputs give the same bytes; no path, host or version is in them" {
+	make_run 40
+	ask
+	cp run/r00003/s0/request.json first.json
+	cp -r run elsewhere
+	"$KM/km-instantiate" request --slot 0 --model m "$BATS_TEST_TMPDIR/elsewhere/r00003/plan.json" > second.json
+	cmp first.json second.json
+	run grep -cE "$BATS_TEST_TMPDIR|$(hostname)|$("$KM/km-instantiate" -V | cut -d' ' -f2)\"" first.json
+	[ "$output" = 0 ]
+	"$KM/km-instantiate" request --slot 0 --model other run/r00003/plan.json > other.json
+	[ "$(jq .id other.json)" != "$(jq .id first.json)" ]
+	"$KM/km-instantiate" request --slot 0 --model m --temperature 0.5 --max-tokens 99 run/r00003/plan.json > other.json
+	[ "$(jq -c .parameters other.json)" = '{"model":"m","max_tokens":99,"temperature":0.5}' ]
+}
+
+@test "text of models is not expanded and cannot close a fence" {
+	make_run 40
+	printf '/* ``` {{task}} {{nothing}} ````` */\n' > run/r00002/s0/kernel.c
+	ask
+	prompt run/r00003/s0/request.json > prompt
+	grep -qF '{{nothing}}' prompt
+	grep -qF 'Text {{task}} of node 39' prompt
+	grep -qxF '``````c' prompt
+}
+
+@test "an idle slot passes its skip on" {
+	make_run 40
+	plan_mode '.slots[0] = {slot: 0, skip: "nothing to do"}'
+	ask
+	[ "$(jq -c . run/r00003/s0/request.json)" = '{"skip":"nothing to do"}' ]
+	run "$KM/km-instantiate" request --slot 1 run/r00003/plan.json
+	[ "$status" -eq 2 ]
+}
+
+@test "a prompt stays under its ceiling with 3,000 nodes and huge files, and keeps what matters" {
+	make_run 3000
+	{ cat run/r00001/s0/kernel.c; yes '/* a long kernel, line after line */' | head -c 900000; } > long.c
+	cp long.c run/r00001/s0/kernel.c
+	cp long.c run/r00002/s0/kernel.c
+	build COMPILE_ERROR "$(yes "kernel.c:7:9: error: unknown type name 'flaot'" | head -c 100000)" > run/r00002/s0/build.json
+	yes '- a sheet with much to say' | head -c 30000 > run/prompts/hardware.md
+	for mode in improve debug new; do
+		plan_mode ".slots[0].mode = \"$mode\""
+		ask
+		prompt run/r00003/s0/request.json > prompt
+		echo "$mode: $(wc -c < prompt)"
+		[ "$(wc -c < prompt)" -le 200000 ]
+		[ "$(wc -c < prompt)" -ge 60000 ]
+		grep -qF -- "- node-2999.0bb7 [active" prompt
+		grep -qF -- "- node-998.03e6 [closed" prompt
+		grep -qF -- "- node-0.0000 [closed" prompt
+		grep -qF "Title: Node 2999 with a title" prompt
+		grep -qE "^ *- \([0-9]+ more: [0-9]+ open, [0-9]+ closed, [0-9]+ pruned; fastest [0-9.]+x\)" prompt
+		grep -qF "bytes left out here" prompt
+	done
+	# What is folded and what is shown is the whole tree.
+	shown=$(sed -n '/^The tree of intents/,/^The path/p' prompt | grep -cE '^ *- node-')
+	folded=$(sed -n '/^The tree of intents/,/^The path/p' prompt | sed -nE 's/^ *- \(([0-9]+) more:.*/\1/p' | paste -sd+ | bc)
+	[ $((shown + folded)) -eq 3000 ]
+}
+
+@test "template errors name the template and the placeholder" {
+	make_run 40
+	sed -i 's/{{intent}}/{{intnet}}/' run/prompts/improve.md
+	run ask
+	[ "$status" -eq 3 ]
+	[[ $output == *improve.md*intnet* ]]
+	cp "$ROOT/prompts/improve.md" run/prompts/improve.md
+	sed -i 's/{{task}}/{{ task }} int x[] = {{1, 2}, {3, 4}}; {{frontier}}/' run/prompts/improve.md
+	run ask
+	[ "$status" -eq 3 ]
+	[[ $output == *improve.md*frontier* ]]
+	sed -i 's/{{frontier}}//' run/prompts/improve.md
+	ask
+	prompt run/r00003/s0/request.json | grep -qF '{{1, 2}, {3, 4}}'
+	rm run/prompts/parts/interface.md
+	run ask
+	[ "$status" -eq 3 ]
+	[[ $output == *parts/interface.md* ]]
+}
+
+@test "malformed plans, worlds and benches are exit 3 with the file's name" {
+	make_run 40
+	cp -r run good
+	for file in r00003/plan.json r00002/world.json r00002/s0/bench.json r00001/s0/build.json task/definition.json; do
+		head -c 100 "good/$file" > "run/$file"
+		run ask
+		[ "$status" -eq 3 ]
+		[[ $output == *"${file##*/}"* ]]
+		cp "good/$file" "run/$file"
+	done
+	jq '.nodes[3].parent = .nodes[9].id' good/r00002/world.json > run/r00002/world.json
+	run ask
+	[ "$status" -eq 3 ]
+	jq '.nodes |= .[:20]' good/r00002/world.json > run/r00002/world.json
+	run ask
+	[ "$status" -eq 3 ]
+	for file in /dev/null "$ROOT/Makefile" "$BATS_TEST_TMPDIR"; do
+		run "$KM/km-instantiate" candidate "$file"
+		[ "$status" -eq 3 ]
+		run "$KM/km-instantiate" source "$file"
+		[ "$status" -eq 3 ]
+	done
+}
+
+@test "hardware: a sheet of this processor from the template beside it" {
+	mkdir -p prompts/parts
+	cp "$ROOT/prompts/parts/hardware-cpu.md" prompts/parts/
+	"$KM/km-instantiate" hardware --target cpu -o prompts/hardware.md
+	grep -q '^- Processor: .' prompts/hardware.md
+	run grep -c '{{' prompts/hardware.md
+	[ "$output" = 0 ]
+	"$KM/km-instantiate" hardware --prompts prompts | cmp - prompts/hardware.md
+}
+
+@test "the other requests: first tree, edit and refill through km-update" {
+	make_run 40
+	jq -n '{made_by: {}, run: "x", task: "sgemm_cpu", target: "cpu", width: 1, k: 4, strategy: "world", policy: "default", seed: "1", recording: null,
+		defaults: {rounds: 3, evals: 10, provider: "exec", model: "m"}}' > run/run.json
+	mkdir run/r00000
+	"$KM/km-update" request --first --task run/task --prompts run/prompts --model m -o run/r00000/request.json run/run.json
+	"$KM/km-validate" request run/r00000/request.json
+	[ "$(jq -r .cue run/r00000/request.json)" = init/0 ]
+	prompt run/r00000/request.json > prompt
+	grep -qF "4 to 8 nodes" prompt
+	# The example in the sheet of operations is one that can be read.
+	"$KM/km-update" check < prompt
+	cp run/r00002/s0/kernel.c run/r00003/s0/
+	cp run/r00002/s0/build.json run/r00003/s0/
+	jq '.cue = "code/node-39.0027/3"' run/r00002/s0/bench.json > run/r00003/s0/bench.json
+	jq '.settings.k = 2' run/r00002/world.json > world.new && mv world.new run/r00002/world.json
+	"$KM/km-plan" --rounds 9 -o run/r00003/plan.json run/r00002/world.json
+	"$KM/km-update" request --slot 0 --task run/task --prompts run/prompts --model m -o run/r00003/s0/edit-request.json run/r00003/plan.json
+	"$KM/km-validate" request run/r00003/s0/edit-request.json
+	[ "$(jq -r .cue run/r00003/s0/edit-request.json)" = edit/node-39.0027/1 ]
+	prompt run/r00003/s0/edit-request.json > prompt
+	for want in "Predicted 12.0x, measured 12.3x (1.03 of the prediction)" "### attempt 1 (new): PASSED, 12.3x" "### attempt 3" "kernel of round 1" \
+		"an operation an operation" "Question 3" "insert_node" "at most 3 new nodes" "no_child_because" "A summary that goes on."; do
+		grep -qF -- "$want" prompt || { echo "missing: $want"; false; }
+	done
+	"$KM/km-update" check < prompt
+	[ "$(wc -c < prompt)" -le 200000 ]
+}

@@ -1,0 +1,5 @@
+#include "task.h"
+int km_run(const struct km_args *a)
+{
+        return a == 0;
+}

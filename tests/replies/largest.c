@@ -1,0 +1,4 @@
+static int helper(void)
+{
+	return 42;
+}

@@ -1,0 +1,9 @@
+/* a comment with a fence:
+```
+*/
+#include "task.h"
+
+int km_run(const struct km_args *a)
+{
+	return (int)(a == 0);
+}

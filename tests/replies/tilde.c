@@ -1,0 +1,6 @@
+#include "task.h"
+
+int km_run(const struct km_args *a)
+{
+	return (int)(a == 0);
+}

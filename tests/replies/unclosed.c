@@ -1,0 +1,4 @@
+#include "task.h"
+int km_run(const struct km_args *a)
+{
+	for (int i
