@@ -7,6 +7,7 @@
 #include "version.h"
 
 #include <math.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,8 +44,13 @@ static int prescan(const char *text, size_t len, struct error *err)
 	int depth = 0;
 
 	for (size_t i = 0; i < len;) {
-		size_t n = utf8_length((const unsigned char *)text + i, len - i);
-		char c = text[i];
+		signed char c = (signed char)text[i];
+		size_t n = c > 0 ? 1 : utf8_length((const unsigned char *)text + i, len - i);
+
+		if (in_string && c >= ' ' && c != '"' && c != '\\') { /* nearly all bytes */
+			i++;
+			continue;
+		}
 
 		if (n == 0 || c == 0)
 			return error_set(err, KM_EXIT_INPUT, "%s at byte %zu", c ? "invalid UTF-8" : "NUL", i);
@@ -70,24 +76,54 @@ static int compare_keys(const void *a, const void *b)
 	return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-static int check_keys(const cJSON *object, struct error *err)
+static int check_sorted_keys(const cJSON *object, size_t count, struct error *err)
 {
+	const char **keys = xreallocarray(NULL, count, sizeof(*keys));
 	const cJSON *child;
-	const char **keys;
-	int count = 0, result = 0;
+	int result = 0;
 
-	cJSON_ArrayForEach(child, object)
-		count++;
-	keys = xreallocarray(NULL, (size_t)count, sizeof(*keys));
 	count = 0;
 	cJSON_ArrayForEach(child, object)
 		keys[count++] = child->string;
-	qsort(keys, (size_t)count, sizeof(*keys), compare_keys);
-	for (int i = 1; i < count && result == 0; i++)
+	qsort(keys, count, sizeof(*keys), compare_keys);
+	for (size_t i = 1; i < count && result == 0; i++)
 		if (strcmp(keys[i - 1], keys[i]) == 0)
 			result = error_set(err, KM_EXIT_INPUT, "duplicate key '%s'", keys[i]);
 	free(keys);
 	return result;
+}
+
+/* The first eight bytes of a key as a number: unequal numbers, unequal keys. */
+static uint64_t key_head(const char *key)
+{
+	uint64_t head = 0;
+
+	for (int i = 0; i < 8 && key[i]; i++)
+		head = head << 8 | (unsigned char)key[i];
+	return head;
+}
+
+static int check_keys(const cJSON *object, struct error *err)
+{
+	uint64_t heads[24];
+	size_t count = 0;
+	const cJSON *child;
+
+	/* Nearly all objects are small, and are compared key by key. */
+	cJSON_ArrayForEach(child, object) {
+		const cJSON *other = object->child;
+
+		if (count == sizeof(heads) / sizeof(heads[0]))
+			break;
+		heads[count] = key_head(child->string);
+		for (size_t i = 0; i < count; i++, other = other->next)
+			if (heads[i] == heads[count] && strcmp(other->string, child->string) == 0)
+				return error_set(err, KM_EXIT_INPUT, "duplicate key '%s'", child->string);
+		count++;
+	}
+	for (; child; child = child->next)
+		count++;
+	return count > sizeof(heads) / sizeof(heads[0]) ? check_sorted_keys(object, count, err) : 0;
 }
 
 /* Duplicate keys and numbers that overflowed. Depth is bounded by the scan before. */
@@ -150,21 +186,40 @@ cJSON *json_load(const char *path, const char *kind, struct error *err)
 static void print_string(const char *s, struct buf *out)
 {
 	buf_putc(out, '"');
-	for (; *s; s++) {
-		unsigned char c = (unsigned char)*s;
+	for (;;) {
+		const char *from = s;
+		unsigned char c;
 
+		while ((unsigned char)*s >= 0x20 && *s != '"' && *s != '\\' && *s != 0x7f)
+			s++;
+		buf_add(out, from, (size_t)(s - from));
+		c = (unsigned char)*s++;
+		if (c == 0)
+			break;
 		if (c == '"' || c == '\\')
 			buf_printf(out, "\\%c", c);
 		else if (c == '\n')
 			buf_puts(out, "\\n");
 		else if (c == '\t')
 			buf_puts(out, "\\t");
-		else if (c < 0x20 || c == 0x7f)
-			buf_printf(out, "\\u%04x", c);
 		else
-			buf_putc(out, (char)c);
+			buf_printf(out, "\\u%04x", c);
 	}
 	buf_putc(out, '"');
+}
+
+static void print_whole(long long v, struct buf *out)
+{
+	unsigned long long rest = v < 0 ? -(unsigned long long)v : (unsigned long long)v;
+	char s[24];
+	size_t at = sizeof(s);
+
+	do
+		s[--at] = (char)('0' + rest % 10);
+	while (rest /= 10);
+	if (v < 0)
+		s[--at] = '-';
+	buf_add(out, s + at, sizeof(s) - at);
 }
 
 static void print_number(double v, struct buf *out)
@@ -175,8 +230,8 @@ static void print_number(double v, struct buf *out)
 		buf_puts(out, "null");
 		return;
 	}
-	if (v == floor(v) && fabs(v) < 1e15) {
-		buf_printf(out, "%.0f", v == 0 ? 0.0 : v);
+	if (fabs(v) < 1e15 && v == (double)(long long)v) {
+		print_whole((long long)v, out);
 		return;
 	}
 	for (int digits = 15; digits <= 17; digits++) {
@@ -185,6 +240,17 @@ static void print_number(double v, struct buf *out)
 			break;
 	}
 	buf_puts(out, s);
+}
+
+static void print_line_start(int indent, struct buf *out)
+{
+	static const char spaces[2 * JSON_MAX_DEPTH + 1] = { [0 ... 2 * JSON_MAX_DEPTH - 1] = ' ' };
+	size_t want = 2 * (size_t)indent;
+
+	buf_putc(out, '\n');
+	for (; want > 2 * JSON_MAX_DEPTH; want -= 2 * JSON_MAX_DEPTH)
+		buf_add(out, spaces, 2 * JSON_MAX_DEPTH);
+	buf_add(out, spaces, want);
 }
 
 static bool is_container(const cJSON *v)
@@ -229,7 +295,7 @@ static void print(const cJSON *v, int indent, bool pretty, struct buf *out)
 		if (child != v->child)
 			buf_puts(out, pretty && !lines ? ", " : ",");
 		if (lines)
-			buf_printf(out, "\n%*s", 2 * (indent + 1), "");
+			print_line_start(indent + 1, out);
 		if (object) {
 			print_string(child->string, out);
 			buf_puts(out, pretty ? ": " : ":");
@@ -237,7 +303,7 @@ static void print(const cJSON *v, int indent, bool pretty, struct buf *out)
 		print(child, indent + 1, pretty, out);
 	}
 	if (lines)
-		buf_printf(out, "\n%*s", 2 * indent, "");
+		print_line_start(indent, out);
 	buf_putc(out, object ? '}' : ']');
 }
 
@@ -269,14 +335,24 @@ int json_save(const char *path, const cJSON *value, struct error *err)
 
 /* ---- members ---------------------------------------------------------------------------------------------------- */
 
+/* As cJSON_GetObjectItemCaseSensitive, but most keys differ in their first byte. */
+static cJSON *find(const cJSON *object, const char *key)
+{
+	cJSON *child = object && (object->type & 0xff) == cJSON_Object ? object->child : NULL;
+
+	while (child && (child->string[0] != key[0] || strcmp(child->string, key) != 0))
+		child = child->next;
+	return child;
+}
+
 cJSON *json_get_mutable(cJSON *object, const char *key)
 {
-	return cJSON_IsObject(object) ? cJSON_GetObjectItemCaseSensitive(object, key) : NULL;
+	return find(object, key);
 }
 
 const cJSON *json_get(const cJSON *object, const char *key)
 {
-	return cJSON_IsObject(object) ? cJSON_GetObjectItemCaseSensitive(object, key) : NULL;
+	return find(object, key);
 }
 
 const char *json_string(const cJSON *object, const char *key)

@@ -20,8 +20,18 @@ struct place {
 	int index;
 };
 
+enum { MAX_PATTERNS = 32 };
+
+/* The patterns met so far: compiling one takes longer than checking hundreds of strings. */
+struct patterns {
+	const char *text[MAX_PATTERNS]; /* the schema document's own strings */
+	regex_t re[MAX_PATTERNS];
+	int count;
+};
+
 struct check {
 	const cJSON *root; /* the schema document, for $ref */
+	struct patterns *patterns;
 	struct error *err;
 };
 
@@ -82,12 +92,23 @@ static int check_type(const struct check *c, const cJSON *type, const cJSON *v, 
 	return -1;
 }
 
+/* The compiled pattern, NULL if it cannot be compiled or there are too many. */
+static const regex_t *compiled(struct patterns *p, const char *pattern)
+{
+	for (int i = 0; i < p->count; i++)
+		if (p->text[i] == pattern)
+			return &p->re[i];
+	if (p->count == MAX_PATTERNS || regcomp(&p->re[p->count], pattern, REG_EXTENDED | REG_NOSUB) != 0)
+		return NULL;
+	p->text[p->count] = pattern;
+	return &p->re[p->count++];
+}
+
 static int check_string(const struct check *c, const cJSON *schema, const cJSON *v, const struct place *at)
 {
 	double length = (double)strlen(v->valuestring);
 	const char *pattern = json_string(schema, "pattern");
-	regex_t re;
-	int result;
+	const regex_t *re;
 
 	if (length < json_number(schema, "minLength", 0))
 		return refuse(c, at, "is too short", NULL);
@@ -95,11 +116,10 @@ static int check_string(const struct check *c, const cJSON *schema, const cJSON 
 		return refuse(c, at, "is too long", NULL);
 	if (!pattern)
 		return 0;
-	if (regcomp(&re, pattern, REG_EXTENDED | REG_NOSUB) != 0)
-		return error_set(c->err, KM_EXIT_ENVIRONMENT, "bad pattern '%s' in a schema", pattern);
-	result = regexec(&re, v->valuestring, 0, NULL, 0);
-	regfree(&re);
-	return result == 0 ? 0 : refuse(c, at, "does not match", pattern);
+	re = compiled(c->patterns, pattern);
+	if (!re)
+		return error_set(c->err, KM_EXIT_ENVIRONMENT, "bad pattern '%s' in a schema, or too many", pattern);
+	return regexec(re, v->valuestring, 0, NULL, 0) == 0 ? 0 : refuse(c, at, "does not match", pattern);
 }
 
 static int check_number(const struct check *c, const cJSON *schema, const cJSON *v, const struct place *at)
@@ -123,15 +143,27 @@ static int check_enum(const struct check *c, const cJSON *options, const cJSON *
 
 static int check_value(const struct check *c, const cJSON *schema, const cJSON *v, const struct place *at);
 
+/* A member by name. Documents mostly hold their keys in the order of the schema, so *next, the member after the one
+ * found last, is tried first. */
+static const cJSON *find_member(const cJSON *object, const cJSON **next, const char *name)
+{
+	const cJSON *member = *next && strcmp((*next)->string, name) == 0 ? *next : json_get(object, name);
+
+	if (member)
+		*next = member->next;
+	return member;
+}
+
 static int check_object(const struct check *c, const cJSON *schema, const cJSON *v, const struct place *at)
 {
 	const cJSON *properties = json_get(schema, "properties"), *others = json_get(schema, "additionalProperties"), *item;
+	const cJSON *next = v->child, *next_property = properties ? properties->child : NULL;
 
 	cJSON_ArrayForEach(item, json_get(schema, "required"))
-		if (!json_get(v, item->valuestring))
+		if (!find_member(v, &next, item->valuestring))
 			return refuse(c, at, "lacks the key", item->valuestring);
 	cJSON_ArrayForEach(item, v) {
-		const cJSON *inner = json_get(properties, item->string);
+		const cJSON *inner = find_member(properties, &next_property, item->string);
 		struct place here = { at, item->string, 0 };
 
 		if (!inner && cJSON_IsFalse(others))
@@ -190,7 +222,8 @@ static bool is_skip(const cJSON *document)
 int schema_check(const char *kind, const cJSON *document, struct error *err)
 {
 	const struct schema_text *t = schema_texts;
-	struct check c = { NULL, err };
+	struct patterns patterns = { .count = 0 };
+	struct check c = { NULL, &patterns, err };
 	struct error inner;
 	cJSON *schema;
 	int result;
@@ -207,6 +240,8 @@ int schema_check(const char *kind, const cJSON *document, struct error *err)
 		result = 0;
 	else
 		result = check_value(&c, schema, document, NULL);
+	while (patterns.count)
+		regfree(&patterns.re[--patterns.count]);
 	cJSON_Delete(schema);
 	return result;
 }
