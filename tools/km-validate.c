@@ -75,6 +75,8 @@ static int check_lines(const char *kind, const char *path, struct error *err)
 
 	buf_init(&b, JSON_MAX_BYTES);
 	result = file_read(path, &b, err);
+	if (result == 0 && strlen(b.data) != b.len)
+		result = error_set(err, KM_EXIT_INPUT, "'%s': NUL at byte %zu", path, strlen(b.data));
 	for (const char *line = b.data, *end; result == 0 && *line; line = *end ? end + 1 : end) {
 		end = strchrnul(line, '\n');
 		number++;
