@@ -204,7 +204,7 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/re
 	cp long.c run/r00001/s0/kernel.c
 	cp long.c run/r00002/s0/kernel.c
 	build COMPILE_ERROR "$(yes "kernel.c:7:9: error: unknown type name 'flaot'" | head -c 100000)" > run/r00002/s0/build.json
-	yes '- a sheet with much to say' | head -c 30000 > run/prompts/hardware.md
+	yes -- '- a sheet with much to say' | head -c 30000 > run/prompts/hardware.md
 	for mode in improve debug new; do
 		plan_mode ".slots[0].mode = \"$mode\""
 		ask
@@ -290,7 +290,7 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/re
 	prompt run/r00000/request.json > prompt
 	grep -qF "4 to 8 nodes" prompt
 	# The example in the sheet of operations is one that can be read.
-	"$KM/km-update" check < prompt
+	sed '1,/^# The form of the reply/d' prompt | "$KM/km-update" check
 	cp run/r00002/s0/kernel.c run/r00003/s0/
 	cp run/r00002/s0/build.json run/r00003/s0/
 	jq '.cue = "code/node-39.0027/3"' run/r00002/s0/bench.json > run/r00003/s0/bench.json
@@ -304,6 +304,6 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/re
 		"an operation an operation" "Question 3" "insert_node" "at most 3 new nodes" "no_child_because" "A summary that goes on."; do
 		grep -qF -- "$want" prompt || { echo "missing: $want"; false; }
 	done
-	"$KM/km-update" check < prompt
+	sed '1,/^# The form of the reply/d' prompt | "$KM/km-update" check
 	[ "$(wc -c < prompt)" -le 200000 ]
 }
