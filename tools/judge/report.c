@@ -60,9 +60,9 @@ cJSON *report_new(const cJSON *build, const char *status, const char *rule, cons
 	return d;
 }
 
-static double round_to(double x, double unit)
+static double round_to(double x, double per)
 {
-	return rint(x / unit) * unit;
+	return rint(x * per) / per;
 }
 
 static void set_us(cJSON *o, const char *key, double seconds)
@@ -112,8 +112,8 @@ static cJSON *workload_json(const struct task *task, const struct judge_options 
 	json_set(o, "idle_us", cJSON_CreateNull());
 	set_times(o, w->baseline.count ? &w->baseline : &none, true);
 	json_set(o, "floor_us", cJSON_CreateNull());
-	json_set_number(o, "speedup", round_to(speedup, 1e-6));
-	json_set_number(o, "noise", timed ? round_to(w->baseline.gain.error, 1e-6) : (double)NAN);
+	json_set_number(o, "speedup", round_to(speedup, 1e6));
+	json_set_number(o, "noise", timed ? round_to(w->baseline.gain.error, 1e6) : (double)NAN);
 	json_set_number(o, "flops", or_nan(w->flops, w->calls));
 	json_set_number(o, "bytes", or_nan(w->bytes, w->calls));
 	json_set_number(o, "max_abs_error", or_nan(w->max_abs_error, w->calls));
@@ -169,8 +169,8 @@ static cJSON *versus_json(const char *name, const struct judge_rival *rival, con
 
 	json_set_string(o, "name", name);
 	json_set_string(o, "code_sha256", sha256);
-	json_set_number(o, "factor", round_to(exp(rival->gain.mean), 1e-6));
-	json_set_number(o, "z", round_to(z, 1e-3));
+	json_set_number(o, "factor", round_to(exp(rival->gain.mean), 1e6));
+	json_set_number(o, "z", round_to(z, 1e3));
 	json_set_string(o, "verdict", names[verdict]);
 	return o;
 }
@@ -201,8 +201,8 @@ void report_fill(cJSON *d, const struct judge_options *options, const struct jud
 	json_set_string(d, "message", r->verdict.message);
 	json_set_bool(d, "sandbox", !options->no_sandbox);
 	if (r->verdict.status == VERDICT_PASSED) {
-		json_set_number(d, "score", round_to(r->score, 1e-4));
-		json_set_number(d, "noise", round_to(r->noise, 1e-6));
+		json_set_number(d, "score", round_to(r->score, 1e4));
+		json_set_number(d, "noise", round_to(r->noise, 1e6));
 	}
 	for (size_t i = 0; i < r->workload_count; i++)
 		if (r->workloads[i].reached || r->workloads[i].calls)

@@ -204,7 +204,7 @@ static void allow_socket(struct filter *f)
 static bool filter_for_loading(uint64_t limit)
 {
 	static const long calls[] = { SYS_read, SYS_pread64, SYS_close, SYS_fstat, SYS_newfstatat, SYS_lseek, SYS_mprotect,
-				      SYS_munmap, SYS_brk, SYS_getcwd, SYS_futex };
+				      SYS_munmap, SYS_brk, SYS_getcwd, SYS_futex, SYS_getrandom };
 	struct filter f;
 
 	filter_begin(&f);

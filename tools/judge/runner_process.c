@@ -77,12 +77,11 @@ static void end_sandbox(struct runner_process *r, double seconds, struct process
 
 void runner_process_end(struct runner_process *r)
 {
-	struct process_result end;
+	struct process_result end = { 0 };
 
 	if (!r->sandbox)
 		return;
 	end_sandbox(r, 0, &end);
-	process_result_release(&end);
 }
 
 static void refuse_call(const char *what, uint64_t nr, struct verdict *v)
@@ -99,7 +98,7 @@ static void refuse_call(const char *what, uint64_t nr, struct verdict *v)
 /* The runner is gone without a word: read from how it ended what happened. */
 static void bury(struct runner_process *r, const char *what, struct verdict *v)
 {
-	struct process_result end;
+	struct process_result end = { 0 };
 	char text[32];
 
 	end_sandbox(r, 0.5, &end);
@@ -113,7 +112,6 @@ static void bury(struct runner_process *r, const char *what, struct verdict *v)
 		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "%s was ended by %s", what, signal_name(end.signal, text));
 	else
 		verdict_set(v, VERDICT_REJECTED, "exit", "%s ended the process with status %d", what, end.exit_code);
-	process_result_release(&end);
 }
 
 static void explain_fault(const struct protocol_message *m, const char *what, uint64_t *fault_address, struct verdict *v)
