@@ -45,7 +45,8 @@ $(OBJ)/libjudge.a: $(JUDGE_SOURCES:tools/%.c=$(OBJ)/%.o)
 
 $(BIN)/km-%: $(OBJ)/km-%.o $(OBJ)/libjudge.a $(OBJ)/libkm.a
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_CFLAGS) $(filter %.o %.a,$^) -o $@ $(LIBS) $(if $(filter llm,$*),-lcurl) -ldl
+	$(Q)$(CC) $(ALL_CFLAGS) $(filter %.o %.a,$^) -o $(@D)/.$(@F).tmp $(LIBS) $(if $(filter llm,$*),-lcurl) -ldl
+	@mv $(@D)/.$(@F).tmp $@
 
 # The runner executes what is not trusted, under seccomp: it stays plain even among sanitized programs.
 $(RUNNER_SOURCES:tools/%.c=$(OBJ)/%.o): $(OBJ)/judge/%.o: tools/judge/%.c $(OBJ)/flags
@@ -54,12 +55,13 @@ $(RUNNER_SOURCES:tools/%.c=$(OBJ)/%.o): $(OBJ)/judge/%.o: tools/judge/%.c $(OBJ)
 
 $(RUNNERS): $(BIN)/km-runner-%: $(OBJ)/judge/runner_%.o
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(filter-out $(SANITIZERS),$(ALL_CFLAGS)) -Wl,-z,relro,-z,now $< -o $@ -ldl -lm
+	$(Q)$(CC) $(filter-out $(SANITIZERS),$(ALL_CFLAGS)) -Wl,-z,relro,-z,now $< -o $(@D)/.$(@F).tmp -ldl -lm
+	@mv $(@D)/.$(@F).tmp $@
 
 -include $(wildcard $(OBJ)/*.d $(OBJ)/*/*.d)
 .PRECIOUS: $(OBJ)/%.o
 
 clean: ## remove what was built (never anything in state/)
-	$(Q)rm -rf bin/.build bin/km-*
+	$(Q)rm -rf bin/.build bin/km-* bin/.km-*
 
 .PHONY: all clean
