@@ -1,4 +1,4 @@
-/* Peer: OpenBLAS, limited to one thread. Build it with `km-compile --task tasks/sgemm_cpu --allow-library openblas`. */
+/* Peer: OpenBLAS, limited to one thread. Build it with `km-compile --task tasks/sgemm_cpu --library openblas`. */
 #include "task.h"
 #include <cblas.h>
 
