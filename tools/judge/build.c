@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 enum {
-	RULES_VERSION = 1, /* part of the cache key: raise it when what is refused changes */
+	RULES_VERSION = 2, /* part of the cache key: raise it when what is refused changes */
 	MEMORY_MAX_GB = 4,
 	STDERR_MAX = 1 << 20,
 	PROCESSES_MAX = 64,
@@ -39,7 +39,7 @@ static const char compile_flags[] = "-O3 -std=gnu11 -fPIC -fvisibility=hidden -f
 				    "-U_FORTIFY_SOURCE -Werror=implicit-function-declaration";
 
 static const char link_flags[] = "-shared -nostartfiles -s -Wl,-z,relro,-z,now,-z,defs -Wl,--build-id=none -Wl,--hash-style=both "
-				 "-Wl,--as-needed -Wl,--version-script=kernel.map";
+				 "-Wl,--as-needed -Wl,--defsym=__dso_handle=0 -Wl,--version-script=kernel.map";
 
 const char *build_status_name(enum build_status status)
 {
@@ -180,13 +180,15 @@ static void job_release(struct job *job)
 static char *make_script(const struct job *job)
 {
 	return xasprintf("set -e\n"
-			 "%s %s -march=%s -fdiagnostics-color=never -fmessage-length=0 -MD -MT x -MF \"$TMPDIR/c.d\" \"-Wa,--MD,$TMPDIR/s.d\" "
-			 "-c -o \"$TMPDIR/kernel.o\" kernel.c\n"
+			 "%s %s -march=%s -fdiagnostics-color=never -fmessage-length=0 -fmax-errors=20 -MD -MT x -MF \"$TMPDIR/c.d\" "
+			 "-S -o \"$TMPDIR/kernel.s\" kernel.c\n"
+			 "%s \"-Wa,--MD,$TMPDIR/s.d\" -c -o \"$TMPDIR/kernel.o\" \"$TMPDIR/kernel.s\"\n"
 			 "%s %s -o \"$TMPDIR/kernel.so\" \"$TMPDIR/kernel.o\" %s\n"
 			 "cd \"$TMPDIR\"\n"
 			 "for f in c.d s.d kernel.o kernel.so; do wc -c <$f; done\n"
 			 "cat c.d s.d kernel.o kernel.so\n",
-			 job->tools.compiler, compile_flags, job->tools.march, job->tools.compiler, link_flags, job->libraries);
+			 job->tools.compiler, compile_flags, job->tools.march, job->tools.compiler, job->tools.compiler, link_flags,
+			 job->libraries);
 }
 
 static int run_compiler(const struct job *job, struct process_result *r, struct error *err)
@@ -292,12 +294,12 @@ static bool is_header(const char *path, size_t len, void *context)
 	return false;
 }
 
-/* The assembler names its one input, a temporary file, and what line marks and .incbin name. */
+/* The assembler names its one input, kernel.s, and what line marks and .incbin name. */
 static bool is_assembled(const char *path, size_t len, void *context)
 {
 	int *inputs = context;
 
-	return is_ours(path, len) || (len > 2 && memcmp(path + len - 2, ".s", 2) == 0 && ++*inputs == 1);
+	return is_ours(path, len) || (len > 9 && memcmp(path + len - 9, "/kernel.s", 9) == 0 && ++*inputs == 1);
 }
 
 static bool is_free_name(const char *name, void *context)
@@ -320,7 +322,8 @@ static bool may_import(const char *name, void *context)
 
 static bool check_library(const struct job *job, const char *data, size_t len, struct build *b)
 {
-	struct elf_policy policy = { exported, import_sonames, (const char *const *)job->names, may_import, (void *)job };
+	struct elf_policy policy = { .exports = exported, .needed = import_sonames, .libraries = (const char *const *)job->names,
+				     .import_allowed = may_import, .context = (void *)job, .may_keep_state = job->task->target == TASK_CUDA };
 	struct elf_verdict verdict;
 
 	if (!elf_check(data, len, &policy, &verdict)) {
@@ -331,6 +334,15 @@ static bool check_library(const struct job *job, const char *data, size_t len, s
 		return true;
 	decide(b, BUILD_COMPILE_ERROR, "no-km-run", "no function km_run: include \"task.h\" and define int km_run(const struct km_args *a)");
 	return false;
+}
+
+/* Say which variable it is. */
+static void name_variable(const struct made *made, struct build *b)
+{
+	char name[80];
+
+	if (strcmp(b->rule, "state") == 0 && elf_variable(made->object.data, made->object.len, name, sizeof(name)))
+		decide(b, BUILD_REJECTED, "state", "'%s' is writable static data: use the workspace for scratch memory, and const for tables", name);
 }
 
 /* A name that the C library has must not be taken, even though the linker keeps it inside: the reader would be misled. */
@@ -348,7 +360,11 @@ static bool check_made(const struct job *job, const struct made *made, struct bu
 		decide(b, BUILD_REJECTED, "elf", "not an object file for this processor");
 		return false;
 	}
-	return b->rule[0] == 0 && check_library(job, made->library.data, made->library.len, b);
+	if (b->rule[0] || !check_library(job, made->library.data, made->library.len, b)) {
+		name_variable(made, b);
+		return false;
+	}
+	return true;
 }
 
 /* ---- what the compiler said ------------------------------------------------------------------------------------------------ */
@@ -375,6 +391,10 @@ static void judge_failure(const struct job *job, const struct process_result *r,
 	if (ran_out(r)) {
 		decide(b, BUILD_COMPILE_ERROR, "compile-limit", "the compiler needed more than %.0f s, %d GB of memory or %d MB of disk",
 		       job->task->compile_seconds, MEMORY_MAX_GB, BUILD_LIBRARY_MAX >> 20);
+		return;
+	}
+	if (strstr(r->diagnostics.data, "Error: file not found: ") || strstr(r->diagnostics.data, "Error: can't open ")) {
+		decide(b, BUILD_REJECTED, "incbin", "the assembler may not read files");
 		return;
 	}
 	buf_init(&text, BUILD_DIAGNOSTICS_MAX);

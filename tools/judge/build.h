@@ -13,10 +13,11 @@
  *	ifunc         a function that is chosen when the library is opened
  *	thread-local  thread-local storage
  *	text-relocation, executable-stack, library, elf   as they say; elf: not what the compiler makes
+ *	state         writable static data (target cpu)
  * and with status COMPILE_ERROR: compile-limit (time, memory, output), no-km-run.
  *
- * Writable static data is allowed: scratch buffers and what km_init prepares need it, and a result that is kept there
- * from one call to the next comes out wrong, since every call gets other inputs.
+ * Why "state": a kernel must not remember, and what static memory an honest one needs is constant (tables) or scratch,
+ * which the workspace is for. The prompt says so. Not for cuda, where km_init must keep handles.
  */
 #ifndef KM_BUILD_H
 #define KM_BUILD_H

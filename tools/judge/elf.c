@@ -392,6 +392,27 @@ static bool check_relocations(struct library *lib, int table, int size)
 	return true;
 }
 
+/* What the program may write: all that the loader does not make read-only after relocating. */
+static bool check_state(struct library *lib)
+{
+	for (int i = 0; i < lib->segment_count; i++) {
+		const Elf64_Phdr *s = &lib->segments[i];
+		bool covered = false;
+
+		if (s->p_type != PT_LOAD || !(s->p_flags & PF_W) || s->p_memsz == 0)
+			continue;
+		for (int j = 0; j < lib->segment_count; j++) {
+			const Elf64_Phdr *r = &lib->segments[j];
+
+			covered = covered || (r->p_type == PT_GNU_RELRO && r->p_vaddr <= s->p_vaddr &&
+					      within(r->p_memsz, s->p_vaddr - r->p_vaddr, s->p_memsz));
+		}
+		if (!covered)
+			return refuse(lib, "state", "writable static data is not allowed: use the workspace for scratch memory, and const for tables");
+	}
+	return true;
+}
+
 static bool open_library(struct library *lib, const void *data, size_t len, struct elf_verdict *verdict)
 {
 	Elf64_Ehdr header;
@@ -417,7 +438,7 @@ bool elf_check(const void *data, size_t len, const struct elf_policy *policy, st
 	for (uint64_t i = 0; i < lib.symbol_count; i++)
 		if (!check_symbol(&lib, i, policy))
 			return false;
-	return each_entry(&lib, check_needed, (void *)policy);
+	return each_entry(&lib, check_needed, (void *)policy) && (policy->may_keep_state || check_state(&lib));
 }
 
 bool elf_defines(const void *data, size_t len, const char *name)
@@ -443,16 +464,62 @@ static bool read_section(const struct library *lib, const Elf64_Ehdr *header, ui
 	       copy_at(lib, header->e_shoff + index * sizeof(*section), section, sizeof(*section));
 }
 
-static bool visit_symbols(struct library *lib, const Elf64_Shdr *table, bool (*visit)(const char *, void *), void *context)
-{
-	for (uint64_t at = 0; at + sizeof(Elf64_Sym) <= table->sh_size; at += sizeof(Elf64_Sym)) {
-		Elf64_Sym symbol;
-		const char *name;
-		int type;
+struct object {
+	struct library file;
+	Elf64_Ehdr header;
+	Elf64_Shdr symbols; /* size 0 if there are none */
+};
 
-		if (!copy_at(lib, table->sh_offset + at, &symbol, sizeof(symbol)) || !(name = string_at(lib, symbol.st_name)))
+static bool open_object(struct object *o, const void *data, size_t len, struct elf_verdict *verdict)
+{
+	Elf64_Shdr section, names;
+
+	memset(o, 0, sizeof(*o));
+	o->file = (struct library){ .data = data, .len = len, .verdict = verdict };
+	if (!read_header(&o->file, &o->header, ET_REL) || o->header.e_shentsize != sizeof(section))
+		return false;
+	for (uint64_t i = 0; i < o->header.e_shnum; i++) {
+		if (!read_section(&o->file, &o->header, i, &section))
 			return false;
-		type = ELF64_ST_TYPE(symbol.st_info);
+		if (section.sh_type != SHT_SYMTAB)
+			continue;
+		if (!read_section(&o->file, &o->header, section.sh_link, &names) || !within(len, names.sh_offset, names.sh_size) ||
+		    !within(len, section.sh_offset, section.sh_size) || names.sh_size == 0 ||
+		    o->file.data[names.sh_offset + names.sh_size - 1] != 0)
+			return false;
+		o->file.strings = (const char *)data + names.sh_offset;
+		o->file.string_size = names.sh_size;
+		o->symbols = section;
+		return true;
+	}
+	return true;
+}
+
+/* The symbol at byte `at` of the table; false behind its end, or with *name NULL if it is malformed. */
+static bool object_symbol(const struct object *o, uint64_t at, Elf64_Sym *symbol, const char **name)
+{
+	*name = NULL;
+	if (o->symbols.sh_size < sizeof(*symbol) || at > o->symbols.sh_size - sizeof(*symbol))
+		return false;
+	if (copy_at(&o->file, o->symbols.sh_offset + at, symbol, sizeof(*symbol)))
+		*name = string_at(&o->file, symbol->st_name);
+	return true;
+}
+
+bool elf_globals(const void *data, size_t len, bool (*visit)(const char *name, void *context), void *context)
+{
+	struct elf_verdict verdict;
+	struct object o;
+	const char *name;
+	Elf64_Sym symbol;
+
+	if (!open_object(&o, data, len, &verdict))
+		return false;
+	for (uint64_t at = 0; object_symbol(&o, at, &symbol, &name); at += sizeof(symbol)) {
+		int type = ELF64_ST_TYPE(symbol.st_info);
+
+		if (!name)
+			return false;
 		if (symbol.st_shndx == SHN_UNDEF || ELF64_ST_BIND(symbol.st_info) == STB_LOCAL || type == STT_FILE || type == STT_SECTION)
 			continue;
 		if (!visit(name, context))
@@ -461,28 +528,42 @@ static bool visit_symbols(struct library *lib, const Elf64_Shdr *table, bool (*v
 	return true;
 }
 
-bool elf_globals(const void *data, size_t len, bool (*visit)(const char *name, void *context), void *context)
+/* The name of a section, "" if it has none. */
+static const char *section_name(const struct object *o, const Elf64_Shdr *section)
 {
-	struct library lib = { .data = data, .len = len };
-	struct elf_verdict verdict;
-	Elf64_Shdr section, names;
-	Elf64_Ehdr header;
+	Elf64_Shdr names;
 
-	lib.verdict = &verdict;
-	if (!read_header(&lib, &header, ET_REL) || header.e_shentsize != sizeof(section))
+	if (!read_section(&o->file, &o->header, o->header.e_shstrndx, &names) || !within(o->file.len, names.sh_offset, names.sh_size) ||
+	    names.sh_size == 0 || o->file.data[names.sh_offset + names.sh_size - 1] != 0 || section->sh_name >= names.sh_size)
+		return "";
+	return (const char *)o->file.data + names.sh_offset + section->sh_name;
+}
+
+static bool is_variable(const struct object *o, const Elf64_Sym *symbol)
+{
+	Elf64_Shdr section;
+
+	if (ELF64_ST_TYPE(symbol->st_info) != STT_OBJECT)
 		return false;
-	for (uint64_t i = 0; i < header.e_shnum; i++) {
-		if (!read_section(&lib, &header, i, &section))
-			return false;
-		if (section.sh_type != SHT_SYMTAB)
-			continue;
-		if (!read_section(&lib, &header, section.sh_link, &names) || !within(len, names.sh_offset, names.sh_size) ||
-		    !within(len, section.sh_offset, section.sh_size) || names.sh_size == 0 ||
-		    lib.data[names.sh_offset + names.sh_size - 1] != 0)
-			return false;
-		lib.strings = (const char *)data + names.sh_offset;
-		lib.string_size = names.sh_size;
-		return visit_symbols(&lib, &section, visit, context);
-	}
-	return true;
+	if (symbol->st_shndx == SHN_COMMON)
+		return true;
+	return read_section(&o->file, &o->header, symbol->st_shndx, &section) && (section.sh_flags & SHF_WRITE) &&
+	       strncmp(section_name(o, &section), ".data.rel.ro", 12) != 0;
+}
+
+bool elf_variable(const void *data, size_t len, char *name, size_t size)
+{
+	struct elf_verdict verdict;
+	const char *its_name;
+	Elf64_Sym symbol;
+	struct object o;
+
+	if (!open_object(&o, data, len, &verdict))
+		return false;
+	for (uint64_t at = 0; object_symbol(&o, at, &symbol, &its_name); at += sizeof(symbol))
+		if (its_name && is_variable(&o, &symbol)) {
+			snprintf(name, size, "%s", its_name);
+			return true;
+		}
+	return false;
 }

@@ -17,6 +17,7 @@ struct elf_policy {
 	const char *const *libraries; /* "openblas": "libopenblas.so" and "libopenblas.so.*" too; ends with NULL; may be NULL */
 	bool (*import_allowed)(const char *name, void *context);
 	void *context;
+	bool may_keep_state; /* writable data is allowed */
 };
 
 struct elf_verdict {
@@ -33,5 +34,9 @@ bool elf_defines(const void *data, size_t len, const char *name);
 /* Visit the global functions and objects that an object file (.o) defines, until visit returns false. False if the
  * file is no well-formed object file. */
 bool elf_globals(const void *data, size_t len, bool (*visit)(const char *name, void *context), void *context);
+
+/* Find a variable, global or static, in the writable memory of an object file: its name, cut to size. False if there
+ * is none. What is written only when the library is opened (.data.rel.ro) does not count. */
+bool elf_variable(const void *data, size_t len, char *name, size_t size);
 
 #endif

@@ -222,9 +222,10 @@ static bool word_is(const char *p, size_t len, const char *word)
 static void check_include(const char *p, const char *end, struct source_facts *facts)
 {
 	char name[128], closing = *p == '<' ? '>' : '"';
+	bool quoted = p < end && *p == '"';
 	size_t n = 0;
 
-	if (p < end && (*p == '<' || *p == '"'))
+	if (quoted || (p < end && *p == '<'))
 		for (p++; p < end && *p != closing && n < sizeof(name) - 1; p++)
 			if (*p != ' ')
 				name[n++] = *p;
@@ -233,6 +234,8 @@ static void check_include(const char *p, const char *end, struct source_facts *f
 		refuse(facts, "include", "an include must name task.h or a system header", "#include", 8);
 	else if (name[0] == '/' || strstr(name, "..") || strchr(name, '\\'))
 		refuse(facts, "include", "only task.h and system headers may be included", name, n);
+	else if (quoted && strcmp(name, "task.h") != 0)
+		refuse(facts, "include", "only \"task.h\" and system headers in angle brackets may be included", name, n);
 }
 
 static void check_directive(const char *p, const char *end, struct source_facts *facts)
