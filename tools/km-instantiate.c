@@ -18,12 +18,11 @@
 #include <string.h>
 
 static const char usage[] =
-	"Usage: km-instantiate {request --slot K | candidate | source | hardware} [OPTION]... [FILE]\n"
-	"\n"
-	"  request --slot K PLAN.json   write the prompt for slot K of a plan\n"
-	"  candidate REPLY.json         find the kernel's source in a reply\n"
-	"  source CANDIDATE.json        write the source alone\n"
-	"  hardware                     write the sheet about this machine that prompts show\n"
+	"Usage: km-instantiate request --slot K [--task DIR] [--prompts DIR] [--model NAME] [--temperature T] [--max-tokens N] [-o FILE] PLAN.json\n"
+	"  or:  km-instantiate candidate [--language L] [-o FILE] REPLY.json\n"
+	"  or:  km-instantiate source [-o FILE] CANDIDATE.json\n"
+	"  or:  km-instantiate hardware [--target T] [--prompts DIR] [-o FILE]\n"
+	"Write the prompt for a slot of a plan; find the kernel in a reply; write its source; describe this machine.\n"
 	"\n"
 	"  --slot K          request: the slot\n"
 	"  --task DIR        request: the task's folder (default: ../task beside the plan)\n"
@@ -34,7 +33,7 @@ static const char usage[] =
 	"  --max-tokens N    request: the longest reply to ask for (default 16000)\n"
 	"  --language L      candidate: c or cuda (default c)\n"
 	"  --target T        hardware: cpu (default)\n"
-	"  -o FILE           write there (default: standard output)\n"
+	"  -o, --output FILE write there (default: standard output)\n"
 	"  -h, --help        print this help\n"
 	"  -V, --version     print the version\n";
 
@@ -57,6 +56,7 @@ static const struct option long_options[] = {
 	{ "max-tokens", required_argument, NULL, OPT_MAX_TOKENS },
 	{ "language", required_argument, NULL, OPT_LANGUAGE },
 	{ "target", required_argument, NULL, OPT_TARGET },
+	{ "output", required_argument, NULL, 'o' },
 	{ "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' },
 	{ NULL, 0, NULL, 0 },

@@ -21,7 +21,6 @@
 
 static const char usage[] =
 	"Usage: km-llm --provider NAME [--run DIR] [--check CMD] [--recording DIR] [--exec CMD] [--timeout S] [-o FILE] REQUEST.json\n"
-	"\n"
 	"Ask a language model and write its reply.\n"
 	"\n"
 	"  --provider NAME   openai, exec, manual or replay\n"
@@ -30,7 +29,7 @@ static const char usage[] =
 	"  --recording DIR   provider replay: the run whose DIR/calls/ is replayed\n"
 	"  --exec CMD        provider exec: the command that answers (default: the environment's KM_EXEC)\n"
 	"  --timeout S       seconds that one call may take (default 1800)\n"
-	"  -o FILE           write the reply there (default: standard output)\n"
+	"  -o, --output FILE write the reply there (default: standard output)\n"
 	"  -h, --help        print this help\n"
 	"  -V, --version     print the version\n";
 
@@ -45,8 +44,8 @@ static const struct option long_options[] = {
 	{ "provider", required_argument, NULL, OPT_PROVIDER }, { "run", required_argument, NULL, OPT_RUN },
 	{ "check", required_argument, NULL, OPT_CHECK },       { "recording", required_argument, NULL, OPT_RECORDING },
 	{ "exec", required_argument, NULL, OPT_EXEC },         { "timeout", required_argument, NULL, OPT_TIMEOUT },
-	{ "help", no_argument, NULL, 'h' },                    { "version", no_argument, NULL, 'V' },
-	{ NULL, 0, NULL, 0 },
+	{ "output", required_argument, NULL, 'o' },            { "help", no_argument, NULL, 'h' },
+	{ "version", no_argument, NULL, 'V' },                 { NULL, 0, NULL, 0 },
 };
 
 static void set_provider(struct ask *ask, const char *name)
@@ -179,8 +178,9 @@ static int save_reply(const char *output, const cJSON *reply, const struct buf *
 
 	json_made_by(document, "km-llm");
 	json_made_from(document, "request.json", request_bytes->data, request_bytes->len);
-	cJSON_ArrayForEach(member, reply)
+	cJSON_ArrayForEach(member, reply) {
 		json_set(document, member->string, cJSON_Duplicate(member, true));
+	}
 	status = json_save(output, document, err);
 	cJSON_Delete(document);
 	return status;
