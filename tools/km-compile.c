@@ -177,7 +177,7 @@ static int start_document(const struct options *o, struct input *in, struct erro
 	json_made_by(in->build, "km-compile");
 	if (!in->too_large)
 		json_made_from(in->build, slash ? slash + 1 : o->kernel, in->source.data, in->source.len);
-	if (add_input(in->build, o->candidate, err) < 0)
+	if (add_input(in->build, o->candidate, err) < 0 || add_input(in->build, o->world, err) < 0)
 		return -1;
 	json_set_string(json_get_mutable(json_get_mutable(in->build, "made_by"), "inputs"), "task", in->task.sha256);
 	task = name_path(o, in->task_folder, err);
