@@ -24,6 +24,7 @@ struct judge {
 	size_t participants;
 	int *workloads;
 	double *times;       /* [participant][MAX_ROUNDS], of the workload at hand; NaN: none */
+	double elapsed[MAX_ROUNDS]; /* of the candidate's calls */
 	size_t rounds;       /* of the workload at hand */
 	double *gaps;
 	size_t gap_count, gap_size, disturbed;
@@ -274,6 +275,8 @@ static int run_round(struct judge *j, struct judge_workload *w, const size_t *or
 			return -1;
 		if (round < MAX_ROUNDS)
 			times_of(j, who)[round] = call.disturbed ? (double)NAN : call.seconds;
+		if (round < MAX_ROUNDS && who == CANDIDATE)
+			j->elapsed[round] = call.elapsed;
 	}
 	return 0;
 }
@@ -281,12 +284,14 @@ static int run_round(struct judge *j, struct judge_workload *w, const size_t *or
 /* Who still has to be timed on this workload; "" while someone has, else what ended it. */
 static const char *choose_active(struct judge *j, double start, bool *active)
 {
-	bool late = monotonic_seconds() - start > JUDGE_SECONDS, any = false, decided = false, full = false;
+	double elapsed = monotonic_seconds() - start;
+	bool late = elapsed > JUDGE_SECONDS, any = false, decided = false, full = false;
 	size_t blocks = j->rounds / 2;
 
 	for (size_t who = BASELINE; who < j->participants; who++) {
 		struct estimate gain = gain_of(j, who);
-		bool enough = gain.n >= JUDGE_MIN_BLOCKS && (late || statistics_decided(&gain) || (who == BASELINE && gain.error < JUDGE_NOISE));
+		bool good = who == BASELINE ? gain.error < JUDGE_NOISE || elapsed > JUDGE_BASELINE : statistics_decided(&gain);
+		bool enough = gain.n >= JUDGE_MIN_BLOCKS && (late || good);
 
 		decided = decided || (who != BASELINE && enough && !late);
 		full = full || !enough;
@@ -325,6 +330,8 @@ static void summarise(const struct judge *j, size_t who, struct judge_times *t)
 	t->q3 = statistics_quantile(sorted, t->count, 0.75);
 	if (who != CANDIDATE)
 		t->gain = gain_of(j, who);
+	memcpy(sorted, j->elapsed, j->rounds * sizeof(*sorted));
+	t->elapsed = who == CANDIDATE ? statistics_quantile(sorted, j->rounds, 0.5) : (double)NAN;
 	free(sorted);
 }
 

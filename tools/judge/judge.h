@@ -27,6 +27,7 @@ enum {
 };
 
 #define JUDGE_SECONDS 2.0   /* most time spent on timing one workload, but for JUDGE_MIN_BLOCKS */
+#define JUDGE_BASELINE 0.7  /* most seconds of these in which the baseline takes part, which may be slow */
 #define JUDGE_NOISE 0.005   /* relative error of a speed-up that is good enough */
 
 struct judge_kernel {
@@ -51,6 +52,7 @@ struct judge_options {
 /* A participant's times on one workload. */
 struct judge_times {
 	double median, q1, q3; /* seconds; NaN without calls */
+	double elapsed;        /* median on the wall clock; of the candidate only */
 	size_t count;
 	double *seconds;       /* in the order taken */
 	struct estimate gain;  /* ln(its time / the candidate's); n 0 for the candidate */

@@ -39,7 +39,8 @@ struct keeper_kernel {
 };
 
 struct keeper_call {
-	double seconds;   /* from Go to the answer, on our clock */
+	double seconds;   /* what the call took: on cpu, see keeper_cpu.c */
+	double elapsed;   /* from Go to the answer, on our clock */
 	double gap;       /* CPU seconds that the runner used between its last answer and this Go */
 	bool disturbed;   /* gap is over the limit: the time counts for nothing */
 };

@@ -82,6 +82,11 @@ static void set_times(cJSON *o, const struct judge_times *t, bool baseline)
 	set_us(o, "q3_us", t->q3);
 }
 
+static double or_nan(double x, size_t n)
+{
+	return n ? x : (double)NAN;
+}
+
 static cJSON *axes_json(const struct task *task, int workload)
 {
 	cJSON *axes = cJSON_CreateObject();
@@ -89,11 +94,6 @@ static cJSON *axes_json(const struct task *task, int workload)
 	for (int i = 0; i < task->axis_count; i++)
 		json_set_number(axes, task->axes[i].name, (double)task->workloads[workload].axes[i]);
 	return axes;
-}
-
-static double or_nan(double x, size_t n)
-{
-	return n ? x : (double)NAN;
 }
 
 static cJSON *workload_json(const struct task *task, const struct judge_options *options, const struct judge_workload *w)
@@ -109,7 +109,7 @@ static cJSON *workload_json(const struct task *task, const struct judge_options 
 	json_set_string(o, "set", feedback ? "feedback" : "final");
 	json_set_string(o, "status", verdict_name(w->status));
 	set_times(o, w->candidate.count ? &w->candidate : &none, false);
-	json_set(o, "idle_us", cJSON_CreateNull());
+	set_us(o, "idle_us", or_nan(w->candidate.elapsed, w->candidate.count));
 	set_times(o, w->baseline.count ? &w->baseline : &none, true);
 	json_set(o, "floor_us", cJSON_CreateNull());
 	json_set_number(o, "speedup", round_to(speedup, 1e6));

@@ -203,14 +203,15 @@ int runner_process_ask(struct runner_process *r, struct protocol_message *questi
 		       struct runner_answer *answer, uint64_t *fault_address, struct verdict *v, struct error *err)
 {
 	struct protocol_message m = { .kind = 0 };
-	double start, end;
+	double start, end, cpu;
 	int got;
 
 	*fault_address = 0;
 	question->magic = PROTOCOL_MAGIC;
 	question->serial = ++r->serial;
 	wake(r);
-	answer->gap = sandbox_cpu_seconds(r->sandbox) - r->cpu_at_answer;
+	cpu = sandbox_cpu_seconds(r->sandbox);
+	answer->gap = cpu - r->cpu_at_answer;
 	/* Whatever is here now was said before it was asked. */
 	if (recv(r->socket, &m, sizeof(m), MSG_DONTWAIT) > 0 && m.kind != PROTOCOL_FAULT) {
 		runner_process_end(r);
@@ -229,6 +230,7 @@ int runner_process_ask(struct runner_process *r, struct protocol_message *questi
 	r->cpu_at_answer = sandbox_cpu_seconds(r->sandbox);
 	sandbox_stop(r->sandbox);
 	answer->seconds = end - start;
+	answer->cpu = r->cpu_at_answer - cpu;
 	answer->value = m.value;
 	if (m.magic == PROTOCOL_MAGIC && m.kind == PROTOCOL_FAULT) {
 		explain_fault(&m, what, fault_address, v);

@@ -35,7 +35,8 @@ struct runner_start {
 
 struct runner_answer {
 	int64_t value;
-	double seconds; /* from the question to the answer */
+	double seconds; /* from the question to the answer, on our clock */
+	double cpu;     /* CPU seconds that the process used meanwhile, by the kernel's accounts */
 	double gap;     /* CPU seconds used between the last answer and this question */
 };
 
