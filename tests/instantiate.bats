@@ -43,7 +43,7 @@ bench() {
 
 prompt() { jq -r '.messages[].content' "$1"; }
 plan_mode() { jq "$1" run/r00003/plan.json > plan.new && mv plan.new run/r00003/plan.json; }
-ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/request.json run/r00003/plan.json; }
+ask() { "$KM/km-instantiate" request --slot 0 --model m -o run/r00003/s0/request.json run/r00003/plan.json; }
 
 @test "help, version and misuse" {
 	run "$KM/km-instantiate" --help
@@ -118,13 +118,13 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/re
 	"$KM/km-validate" request run/r00003/s0/request.json
 	[ "$(jq -r .cue run/r00003/s0/request.json)" = code/node-39.0027/3 ]
 	[ "$(jq -c .parameters run/r00003/s0/request.json)" = '{"model":"m","max_tokens":16000}' ]
-	prompt run/r00003/s0/request.json > prompt
+	prompt run/r00003/s0/request.json > shown
 	for want in "Title: Node 39 with a title" "kernel of round 1" "kernel of round 2" "| M=600 N=584 K=632 | 5000 | 61700 | 12.3x | 20 % |" \
 		"error: unknown type name 'flaot'" "- node-39.0027 [active" "Processor: one for tests" "const float *A;" "M=904 N=376 K=648" \
 		"attempt 2 (improve): COMPILE_ERROR" "12.3x the baseline's speed" "The baseline, factor 1"; do
-		grep -qF -- "$want" prompt || { echo "missing: $want"; false; }
+		grep -qF -- "$want" shown || { echo "missing: $want"; false; }
 	done
-	run grep -c "something" prompt
+	run grep -c "something" shown
 	[ "$output" = 0 ]
 	jq -cj '{messages, parameters, cue}' run/r00003/s0/request.json > hashed
 	[ "$(sha256sum < hashed | cut -d' ' -f1)" = "$(jq -r .id run/r00003/s0/request.json)" ]
@@ -134,21 +134,21 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/re
 	make_run 40
 	plan_mode '.slots[0].mode = "debug"'
 	ask
-	prompt run/r00003/s0/request.json > prompt
-	grep -qF "# The last attempt, which failed" prompt
-	[ "$(grep -c 'kernel of round' prompt)" -eq 2 ]
-	[ "$(sed '/which failed/,$d' prompt | grep -c 'kernel of round 1')" -eq 1 ]
-	[ "$(sed '1,/which failed/d' prompt | grep -c 'kernel of round 2')" -eq 1 ]
+	prompt run/r00003/s0/request.json > shown
+	grep -qF "# The last attempt, which failed" shown
+	[ "$(grep -c 'kernel of round' shown)" -eq 2 ]
+	[ "$(sed '/which failed/,$d' shown | grep -c 'kernel of round 1')" -eq 1 ]
+	[ "$(sed '1,/which failed/d' shown | grep -c 'kernel of round 2')" -eq 1 ]
 	plan_mode '.slots[0] |= (.mode = "new" | .last = null)'
 	ask
-	prompt run/r00003/s0/request.json > prompt
-	[ "$(grep -c 'kernel of round 1' prompt)" -eq 1 ]
+	prompt run/r00003/s0/request.json > shown
+	[ "$(grep -c 'kernel of round 1' shown)" -eq 1 ]
 	plan_mode '.slots[0] |= (.parent = null | .base = null)'
 	ask
-	prompt run/r00003/s0/request.json > prompt
-	run grep -c 'kernel of round' prompt
+	prompt run/r00003/s0/request.json > shown
+	run grep -c 'kernel of round' shown
 	[ "$output" = 0 ]
-	grep -qF "There is none: the parent is the task itself" prompt
+	grep -qF "There is none: the parent is the task itself" shown
 }
 
 @test "wrong results and broken rules are told with their elements" {
@@ -156,9 +156,9 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/re
 	bench INCORRECT_NUMERICAL null | jq '.rule = null | .message = "a wrong element" | .failure = {uuid: "u1", axes: {M: 7, N: 3, K: 5}, input_set: "student_t3", output: "C",
 		elements: [{row: 6, index: 2, got: "nan", expected: 1.5}], wrong_rows: 3, checked_rows: 7}' > run/r00002/s0/bench.json
 	ask
-	prompt run/r00003/s0/request.json > prompt
-	grep -qF "It failed at M=7 N=3 K=5, input set student_t3, output C; 3 of 7 checked rows are wrong." prompt
-	grep -qF "row 6, element 2: got nan, expected 1.5" prompt
+	prompt run/r00003/s0/request.json > shown
+	grep -qF "It failed at M=7 N=3 K=5, input set student_t3, output C; 3 of 7 checked rows are wrong." shown
+	grep -qF "row 6, element 2: got nan, expected 1.5" shown
 	bench REJECTED null | jq '.rule = "state" | .message = "writable static data: table"' > run/r00002/s0/bench.json
 	ask
 	prompt run/r00003/s0/request.json | grep -qF "Verdict: REJECTED, rule broken: state"
@@ -181,12 +181,13 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/re
 
 @test "text of models is not expanded and cannot close a fence" {
 	make_run 40
+	# shellcheck disable=SC2016
 	printf '/* ``` {{task}} {{nothing}} ````` */\n' > run/r00002/s0/kernel.c
 	ask
-	prompt run/r00003/s0/request.json > prompt
-	grep -qF '{{nothing}}' prompt
-	grep -qF 'Text {{task}} of node 39' prompt
-	grep -qxF '``````c' prompt
+	prompt run/r00003/s0/request.json > shown
+	grep -qF '{{nothing}}' shown
+	grep -qF 'Text {{task}} of node 39' shown
+	grep -qxF '``````c' shown
 }
 
 @test "an idle slot passes its skip on" {
@@ -208,20 +209,20 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/re
 	for mode in improve debug new; do
 		plan_mode ".slots[0].mode = \"$mode\""
 		ask
-		prompt run/r00003/s0/request.json > prompt
-		echo "$mode: $(wc -c < prompt)"
-		[ "$(wc -c < prompt)" -le 200000 ]
-		[ "$(wc -c < prompt)" -ge 60000 ]
-		grep -qF -- "- node-2999.0bb7 [active" prompt
-		grep -qF -- "- node-998.03e6 [closed" prompt
-		grep -qF -- "- node-0.0000 [closed" prompt
-		grep -qF "Title: Node 2999 with a title" prompt
-		grep -qE "^ *- \([0-9]+ more: [0-9]+ open, [0-9]+ closed, [0-9]+ pruned; fastest [0-9.]+x\)" prompt
-		grep -qF "bytes left out here" prompt
+		prompt run/r00003/s0/request.json > shown
+		echo "$mode: $(wc -c < shown)"
+		[ "$(wc -c < shown)" -le 200000 ]
+		[ "$(wc -c < shown)" -ge 60000 ]
+		grep -qF -- "- node-2999.0bb7 [active" shown
+		grep -qF -- "- node-998.03e6 [closed" shown
+		grep -qF -- "- node-0.0000 [closed" shown
+		grep -qF "Title: Node 2999 with a title" shown
+		grep -qE "^ *- \([0-9]+ more: [0-9]+ open, [0-9]+ closed, [0-9]+ pruned; fastest [0-9.]+x\)" shown
+		grep -qF "bytes left out here" shown
 	done
 	# What is folded and what is shown is the whole tree.
-	shown=$(sed -n '/^The tree of intents/,/^The path/p' prompt | grep -cE '^ *- node-')
-	folded=$(sed -n '/^The tree of intents/,/^The path/p' prompt | sed -nE 's/^ *- \(([0-9]+) more:.*/\1/p' | paste -sd+ | bc)
+	shown=$(sed -n '/^The tree of intents/,/^The path/p' shown | grep -cE '^ *- node-')
+	folded=$(sed -n '/^The tree of intents/,/^The path/p' shown | sed -nE 's/^ *- \(([0-9]+) more:.*/\1/p' | paste -sd+ | bc)
 	[ $((shown + folded)) -eq 3000 ]
 }
 
@@ -279,7 +280,7 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/re
 	"$KM/km-instantiate" hardware --prompts prompts | cmp - prompts/hardware.md
 }
 
-@test "the other requests: first tree, edit and refill through km-update" {
+@test "first tree and edit through km-update" {
 	make_run 40
 	jq -n '{made_by: {}, run: "x", task: "sgemm_cpu", target: "cpu", width: 1, k: 4, strategy: "world", policy: "default", seed: "1", recording: null,
 		defaults: {rounds: 3, evals: 10, provider: "exec", model: "m"}}' > run/run.json
@@ -287,10 +288,10 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/re
 	"$KM/km-update" request --first --task run/task --prompts run/prompts --model m -o run/r00000/request.json run/run.json
 	"$KM/km-validate" request run/r00000/request.json
 	[ "$(jq -r .cue run/r00000/request.json)" = init/0 ]
-	prompt run/r00000/request.json > prompt
-	grep -qF "4 to 8 nodes" prompt
+	prompt run/r00000/request.json > shown
+	grep -qF "4 to 8 nodes" shown
 	# The example in the sheet of operations is one that can be read.
-	sed '1,/^# The form of the reply/d' prompt | "$KM/km-update" check
+	sed '1,/^# The form of the reply/d' shown | "$KM/km-update" check
 	cp run/r00002/s0/kernel.c run/r00003/s0/
 	cp run/r00002/s0/build.json run/r00003/s0/
 	jq '.cue = "code/node-39.0027/3"' run/r00002/s0/bench.json > run/r00003/s0/bench.json
@@ -299,11 +300,24 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m "$@" -o run/r00003/s0/re
 	"$KM/km-update" request --slot 0 --task run/task --prompts run/prompts --model m -o run/r00003/s0/edit-request.json run/r00003/plan.json
 	"$KM/km-validate" request run/r00003/s0/edit-request.json
 	[ "$(jq -r .cue run/r00003/s0/edit-request.json)" = edit/node-39.0027/1 ]
-	prompt run/r00003/s0/edit-request.json > prompt
+	prompt run/r00003/s0/edit-request.json > shown
 	for want in "Predicted 12.0x, measured 12.3x (1.03 of the prediction)" "### attempt 1 (new): PASSED, 12.3x" "### attempt 3" "kernel of round 1" \
 		"an operation an operation" "Question 3" "insert_node" "at most 3 new nodes" "no_child_because" "A summary that goes on."; do
-		grep -qF -- "$want" prompt || { echo "missing: $want"; false; }
+		grep -qF -- "$want" shown || { echo "missing: $want"; false; }
 	done
-	sed '1,/^# The form of the reply/d' prompt | "$KM/km-update" check
-	[ "$(wc -c < prompt)" -le 200000 ]
+	sed '1,/^# The form of the reply/d' shown | "$KM/km-update" check
+	[ "$(wc -c < shown)" -le 200000 ]
+}
+
+@test "a thin frontier is refilled: what is there, the best kernel, and the operations" {
+	make_run 39
+	jq '.nodes[-1] |= (.status = "open" | .cycle = null)' run/r00002/world.json > world.new && mv world.new run/r00002/world.json
+	plan_mode '.slots[0] = {slot: 0, skip: "nothing to do"}'
+	echo '{"skip": "nothing to do"}' > run/r00003/s0/bench.json
+	"$KM/km-update" request --slot 0 --task run/task --prompts run/prompts --model m -o run/r00003/s0/edit-request.json run/r00003/plan.json
+	[ "$(jq -r .cue run/r00003/s0/edit-request.json)" = refill/1 ]
+	prompt run/r00003/s0/edit-request.json > shown
+	for want in "only 0 have a score above 0.5" "kernel of round 1" "at most 8 new nodes" "- node-0.0000 [closed"; do
+		grep -qF -- "$want" shown || { echo "missing: $want"; false; }
+	done
 }

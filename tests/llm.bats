@@ -6,7 +6,7 @@ load helpers
 setup() {
 	cd "$BATS_TEST_TMPDIR" || return
 	unset KM_BASE_URL KM_API_KEY OPENAI_API_KEY KM_EXEC KM_PRICE http_proxy HTTP_PROXY all_proxy ALL_PROXY
-	PEER=$PEERS/http_peer
+	PEER="${PEERS:?}/http_peer"
 	[ -x "$PEER" ] || { PEER=$BATS_TEST_TMPDIR/http_peer && gcc -std=gnu11 -D_GNU_SOURCE -o "$PEER" "$ROOT/tests/peer/http_peer.c"; }
 	SERVER=
 	mkdir run server
@@ -43,7 +43,8 @@ serve() {
 	"$PEER" server > server/port 3>&- &
 	SERVER=$!
 	while [ ! -s server/port ]; do sleep 0.01; done
-	export KM_BASE_URL="http://127.0.0.1:$(cat server/port)/v1"
+	KM_BASE_URL="http://127.0.0.1:$(cat server/port)/v1"
+	export KM_BASE_URL
 }
 
 llm() { "$KM/km-llm" --run run -o reply.json "$@" request.json; }
@@ -189,6 +190,7 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 
 @test "exec: the prompt on stdin, an empty folder, no descriptors, no key of ours" {
 	export KM_API_KEY=sk-secret-0123456789
+	# shellcheck disable=SC2016
 	llm --provider exec --exec 'cat; echo; ls -A | wc -l; echo "${KM_API_KEY-none}"; ls /proc/self/fd | wc -l' 5< request.json
 	[ "$(jq -r .text reply.json)" = "$(printf 'Be brief.\n\nSay "hi".\n\n0\nnone\n4')" ]
 	[ "$(jq -r .provider reply.json)" = exec ]
@@ -238,7 +240,7 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 	request code/tile.0a1b/2 > request.json
 	llm --provider exec --exec 'echo second'
 	[ "$(jq -r .text reply.json)" = second ]
-	[ "$(ls run/calls | wc -l)" -eq 2 ]
+	[ "$(find run/calls -name '[!.]*.json' | wc -l)" -eq 2 ]
 	jq '.messages[1].content = "Say something else."' request.json > edited.json
 	mv edited.json request.json
 	run llm --provider exec --exec 'echo third'
@@ -248,6 +250,7 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 }
 
 @test "a kill in flight asks again, with a second start line" {
+	# shellcheck disable=SC2016
 	run setsid -w "$KM/km-llm" --provider exec --run run --exec 'kill -9 $PPID; echo late' -o reply.json request.json
 	[ ! -e reply.json ]
 	[ "$(count start)" -eq 1 ]
@@ -260,15 +263,16 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 @test "a kill at any write loses no stored reply and pays none twice" {
 	preload=$PEERS/kill.so
 	[ -e "$preload" ] || { preload=$BATS_TEST_TMPDIR/kill.so && gcc -std=gnu11 -D_GNU_SOURCE -shared -fPIC -o "$preload" "$ROOT/tests/preload/kill.c" -ldl; }
+	# shellcheck disable=SC2016
 	command='n=$(cat COUNT 2>/dev/null || echo 0); echo $((n + 1)) > COUNT; echo "answer $n"'
 	command=${command//COUNT/$BATS_TEST_TMPDIR/asked}
 	for at in $(seq 1 40); do
 		rm -rf run reply.json asked
 		mkdir run
 		head -c 8 /dev/zero > counter
-		KILL_COUNTER=$PWD/counter KILL_AT=$at LD_PRELOAD=$preload setsid -w "$KM/km-llm" --provider exec --run run \
+		ASAN_OPTIONS=verify_asan_link_order=0 KILL_COUNTER=$PWD/counter KILL_AT=$at LD_PRELOAD=$preload setsid -w "$KM/km-llm" --provider exec --run run \
 			--exec "unset LD_PRELOAD; $command" --check 'unset LD_PRELOAD; grep -q answer' -o reply.json request.json || true
-		stored=$(ls run/calls 2>/dev/null | wc -l)
+		stored=$(find run/calls -name '[!.]*.json' 2>/dev/null | wc -l)
 		before=$(cat asked 2>/dev/null || echo 0)
 		[ ! -e reply.json ] || finished=$((${finished:-0} + 1))
 		llm --provider exec --exec "$command" --check 'grep -q answer'
@@ -329,6 +333,7 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 		*) echo one ;;
 		esac
 	END
+	# shellcheck disable=SC2016
 	llm --provider exec --exec "sh $PWD/model.sh" --check 'read x; [ $x = three ] || { echo "you said $x" >&2; exit 3; }'
 	[ "$(jq -r .status reply.json)" = answered ]
 	[ "$(jq -r .text reply.json)" = three ]
@@ -362,7 +367,7 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 @test "check: a check that cannot run is no complaint" {
 	run llm --provider exec --exec 'echo one' --check 'no-such-program-here'
 	[ "$status" -eq 1 ]
-	[ "$(ls run/calls | wc -l)" -eq 1 ]
+	[ "$(find run/calls -name '[!.]*.json' | wc -l)" -eq 1 ]
 	run llm --provider exec --exec 'echo one' --check 'kill -9 $$'
 	[ "$status" -eq 1 ]
 	llm --provider exec --exec 'exit 9' --check 'true'
@@ -413,5 +418,5 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 @test "in a pipeline the reply is on stdout and nothing is kept" {
 	run bash -c '"$1/km-llm" --provider exec --exec "echo hi" - < request.json | jq -r .text' - "$KM"
 	[ "$output" = hi ]
-	[ -z "$(ls run)" ]
+	[ -z "$(find run -mindepth 1)" ]
 }
