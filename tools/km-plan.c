@@ -95,8 +95,8 @@ static struct options parse_options(int argc, char **argv)
 
 static cJSON *plan_from(const struct options *o, struct error *err)
 {
+	static struct world w; /* left to the end of the process: freeing a large tree takes longer than planning */
 	char hex[HASH_HEX + 1];
-	struct world w;
 	struct calls_sum spent = { 0 };
 	cJSON *document = input_load(o->world, "world", hex, err), *plan;
 
@@ -106,14 +106,11 @@ static cJSON *plan_from(const struct options *o, struct error *err)
 		error_prefix(err, "'%s'", o->world);
 		return NULL;
 	}
-	if (o->calls && calls_sum(o->calls, &spent, err) < 0) {
-		world_release(&w);
+	if (o->calls && calls_sum(o->calls, &spent, err) < 0)
 		return NULL;
-	}
 	plan = plan_make(&w, hex, &o->limits, &spent, err);
 	if (plan)
 		input_note(plan, "world.json", hex);
-	world_release(&w);
 	return plan;
 }
 

@@ -195,11 +195,12 @@ static void print_slot(const struct round *r, const cJSON *slot, int k)
 static void print_totals(const struct round *r, const struct calls_sum *spent)
 {
 	const cJSON *best = json_get(r->world.document, "best");
+	long evaluations = world_number(&r->world, "evaluations");
 	char text[32] = "none yet";
 
 	if (cJSON_IsObject(best))
 		snprintf(text, sizeof(text), "%.1fx", json_number(best, "score", 0) / 100);
-	fprintf(stderr, " | best %s, %ld evaluations, %.0f s, $%.2f\n", text, world_number(&r->world, "evaluations"),
+	fprintf(stderr, " | best %s, %ld evaluation%s, %.0f s, $%.2f\n", text, evaluations, evaluations == 1 ? "" : "s",
 		json_number(r->world.document, "judge_seconds", 0) + spent->seconds, spent->usd);
 }
 
@@ -224,8 +225,8 @@ static void print_progress(const struct round *r, const struct calls_sum *spent)
 
 static int write_world(const struct options *o, struct error *err)
 {
+	static struct round r; /* left to the end of the process: freeing a large tree takes longer than changing it */
 	struct calls_sum spent = { 0 };
-	struct round r;
 	int result;
 
 	if (round_load(o->input, &r, err) < 0)
@@ -242,7 +243,6 @@ static int write_world(const struct options *o, struct error *err)
 	}
 	if (result == 0)
 		print_progress(&r, &spent);
-	round_release(&r);
 	return result;
 }
 
