@@ -309,15 +309,15 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m -o run/r00003/s0/request
 	[ "$(wc -c < shown)" -le 200000 ]
 }
 
-@test "a thin frontier is refilled: what is there, the best kernel, and the operations" {
+@test "an empty frontier is refilled: what is there, the best kernel, and the operations" {
 	make_run 39
-	jq '.nodes[-1] |= (.status = "open" | .cycle = null)' run/r00002/world.json > world.new && mv world.new run/r00002/world.json
+	jq '(.nodes[] | select(.status == "open" or .status == "active")) |= (.status = "pruned" | .cycle = null)' run/r00002/world.json > world.new && mv world.new run/r00002/world.json
 	plan_mode '.slots[0] = {slot: 0, skip: "nothing to do"}'
 	echo '{"skip": "nothing to do"}' > run/r00003/s0/bench.json
 	"$KM/km-update" request --slot 0 --task run/task --prompts run/prompts --model m -o run/r00003/s0/edit-request.json run/r00003/plan.json
 	[ "$(jq -r .cue run/r00003/s0/edit-request.json)" = refill/1 ]
 	prompt run/r00003/s0/edit-request.json > shown
-	for want in "only 0 have a score above 0.5" "kernel of round 1" "at most 8 new nodes" "- node-0.0000 [closed"; do
+	for want in "The frontier is empty" "kernel of round 1" "at most 8 new nodes" "- node-0.0000 [closed"; do
 		grep -qF -- "$want" shown || { echo "missing: $want"; false; }
 	done
 }
