@@ -10,7 +10,7 @@
 #ifndef KM_PLAN_H
 #define KM_PLAN_H
 
-#include "limits.h"
+#include "endings.h"
 #include "world.h"
 
 /* The plan of round world.round + 1. world_sha256: of the bytes of world.json.

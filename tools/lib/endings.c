@@ -1,4 +1,4 @@
-#include "limits.h"
+#include "endings.h"
 
 #include "json.h"
 

@@ -1,9 +1,9 @@
-/* limits.h - when a search ends.
+/* endings.h - when a search ends.
  *
  * Compares the limits that a user set with the world and with what the ledger of calls (calls.h) says was spent.
  */
-#ifndef KM_LIMITS_H
-#define KM_LIMITS_H
+#ifndef KM_ENDINGS_H
+#define KM_ENDINGS_H
 
 #include "calls.h"
 #include "world.h"
