@@ -219,21 +219,20 @@ static double *times_of(const struct judge *j, size_t who)
 	return j->times + who * MAX_ROUNDS;
 }
 
-/* ln(time of who / time of the candidate) of each block that has both. */
+/* ln(time of who / time of the candidate) in each round that has both. */
 static struct estimate gain_of(const struct judge *j, size_t who)
 {
 	const double *ours = times_of(j, CANDIDATE), *theirs = times_of(j, who);
-	double blocks[VERSUS_BLOCKS];
+	double pairs[MAX_ROUNDS];
 	size_t count = 0;
 
-	for (size_t b = 0; 2 * b + 1 < j->rounds; b++) {
-		double x = log(theirs[2 * b] / ours[2 * b]), y = log(theirs[2 * b + 1] / ours[2 * b + 1]);
+	for (size_t i = 0; i < j->rounds; i++) {
+		double x = log(theirs[i] / ours[i]);
 
-		/* A block that lost a call to a disturbance is left out whole: half of it would not cancel drift. */
-		if (!isnan(x) && !isnan(y))
-			blocks[count++] = (x + y) / 2;
+		if (!isnan(x))
+			pairs[count++] = x;
 	}
-	return statistics_robust(blocks, count);
+	return statistics_robust(pairs, count);
 }
 
 /* The order of a round: random in the first of a block, the reverse in the second. */
@@ -291,7 +290,7 @@ static const char *choose_active(struct judge *j, double start, bool *active)
 	for (size_t who = BASELINE; who < j->participants; who++) {
 		struct estimate gain = gain_of(j, who);
 		bool good = who == BASELINE ? gain.error < JUDGE_NOISE || elapsed > JUDGE_BASELINE : statistics_decided(&gain);
-		bool enough = gain.n >= JUDGE_MIN_BLOCKS && (late || good);
+		bool enough = gain.n >= 2 * JUDGE_MIN_BLOCKS && (late || good);
 
 		decided = decided || (who != BASELINE && enough && !late);
 		full = full || !enough;

@@ -6,7 +6,7 @@
  * round: KEEPER_ROWS rows drawn after the call, all rows in one round of sixteen. Input sets come in fixed shares and
  * random order, half of them normal, and in a quarter of all rounds scalars vary, in both phases alike.
  *
- * A workload's speed-up is e to the robust mean over blocks of ln(baseline time / candidate time).
+ * A workload's speed-up is e to the robust mean over rounds of ln(baseline time / candidate time).
  */
 #ifndef KM_JUDGE_H
 #define KM_JUDGE_H

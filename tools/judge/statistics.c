@@ -100,5 +100,5 @@ enum versus_verdict statistics_versus(const struct estimate *gain, double *z)
 
 bool statistics_decided(const struct estimate *gain)
 {
-	return gain->n >= 8 && fabs(gain->mean) > 0.15 && fabs(gain->mean) > 10 * gain->error;
+	return gain->n >= 16 && fabs(gain->mean) > 0.15 && fabs(gain->mean) > 10 * gain->error;
 }
