@@ -49,7 +49,7 @@ bool buf_add(struct buf *b, const void *data, size_t len)
 			b->size *= 2;
 		b->data = xrealloc(b->data, b->size);
 	}
-	if (len)
+	if (data && len)
 		memcpy(b->data + b->len, data, len);
 	b->len += len;
 	b->data[b->len] = 0;

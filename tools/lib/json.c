@@ -359,14 +359,14 @@ const char *json_string(const cJSON *object, const char *key)
 {
 	const cJSON *v = json_get(object, key);
 
-	return cJSON_IsString(v) ? v->valuestring : NULL;
+	return v && cJSON_IsString(v) ? v->valuestring : NULL;
 }
 
 double json_number(const cJSON *object, const char *key, double fallback)
 {
 	const cJSON *v = json_get(object, key);
 
-	return cJSON_IsNumber(v) ? v->valuedouble : fallback;
+	return v && cJSON_IsNumber(v) ? v->valuedouble : fallback;
 }
 
 bool json_true(const cJSON *object, const char *key)

@@ -250,7 +250,7 @@ const char *const *schema_kinds(void)
 {
 	static const char *kinds[64];
 
-	for (int i = 0; schema_texts[i].kind && i < 63; i++)
+	for (int i = 0; i < 63 && schema_texts[i].kind; i++)
 		kinds[i] = schema_texts[i].kind;
 	return kinds;
 }
