@@ -376,7 +376,9 @@ static int cpu_call(struct keeper *k, size_t who, struct keeper_call *call, stru
 	chill(k, p);
 	if (ask(k, p, &m, k->task->call_seconds, "km_run", &answer, v, err) < 0)
 		return -1;
-	call->seconds = answer.cpu;
+	/* All that its process has used since its last answer counts, before Go and after the answer too: else a kernel that has
+	 * taken over the runner could answer first and work afterwards, or warm the caches between calls. */
+	call->seconds = answer.cpu + answer.gap;
 	call->elapsed = answer.seconds;
 	call->gap = answer.gap;
 	call->disturbed = answer.gap > KEEPER_GAP;
