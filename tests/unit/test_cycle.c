@@ -504,6 +504,131 @@ static void an_unrecorded_refill_ends_a_replay(void **state)
 	world_release(&w);
 }
 
+/* ---- random searches -------------------------------------------------------------------------------------------- */
+
+static unsigned dice(unsigned sides)
+{
+	static uint64_t x = 88172645463325252u;
+
+	x ^= x << 13;
+	x ^= x >> 7;
+	x ^= x << 17;
+	return (unsigned)((x >> 20) % sides);
+}
+
+static const char *some_node(const struct world *w)
+{
+	switch (dice(8)) {
+	case 0: return "root";
+	case 1: return "$a";
+	case 2: return "nobody.0000";
+	default: return w->nodes[dice((unsigned)w->count)].id;
+	}
+}
+
+static void add_random_op(const struct world *w, struct buf *b)
+{
+	static const char *const kinds[] = { "insert_node", "insert_node", "insert_node", "update_node", "split_node", "prune_node", "revive_node", "other" };
+	const char *kind = kinds[dice(8)];
+
+	buf_printf(b, "{\"op\": \"%s\", \"reason\": \"r\", \"%s\": \"%s\"", kind, strcmp(kind, "insert_node") == 0 ? "parent" : "node", some_node(w));
+	if (strcmp(kind, "insert_node") == 0)
+		buf_printf(b, "%s, \"action\": {\"title\": \"T%u\", \"difficulty_1_to_5\": %u, \"score_0_to_1\": 0.%u}", dice(3) ? "" : ", \"as\": \"a\"", dice(30), dice(7), dice(10));
+	if (strcmp(kind, "update_node") == 0)
+		buf_printf(b, ", \"set\": {\"action\": {\"title\": \"T%u\", \"score_0_to_1\": 0.%u}}", dice(30), dice(10));
+	if (strcmp(kind, "split_node") == 0)
+		buf_printf(b, ", \"into\": [{\"action\": {\"title\": \"T%u\", \"difficulty_1_to_5\": 2, \"score_0_to_1\": 0.5}}, {\"action\": {\"title\": \"T%u\", \"difficulty_1_to_5\": 2, \"score_0_to_1\": 0.5}}]", dice(30), dice(30));
+	buf_putc(b, '}');
+}
+
+static void random_reply(struct world *w, int slot, const char *cue, long solved)
+{
+	static const char *const statuses[] = { "answered", "answered", "answered", "answered", "unreadable", "unrecorded" };
+	unsigned ops = dice(6);
+	struct buf b;
+	cJSON *reply;
+
+	buf_init(&b, 1 << 16);
+	buf_puts(&b, "{\"ops\": [");
+	for (unsigned i = 0; i < ops; i++) {
+		if (i)
+			buf_putc(&b, ',');
+		add_random_op(w, &b);
+	}
+	buf_puts(&b, "]}");
+	reply = reply_of(cue, statuses[dice(6)], b.data);
+	round_apply_reply(w, reply, slot, solved);
+	cJSON_Delete(reply);
+	buf_release(&b);
+}
+
+static void random_verdict(struct world *w, const cJSON *plan, int k, bool *ended)
+{
+	static const char *const statuses[] = { "PASSED", "PASSED", "PASSED", "TIMEOUT", "COMPILE_ERROR", "NO_CODE", "DUPLICATE", "UNRECORDED" };
+	static const char *const verdicts[] = { NULL, "better", "equal", "worse" };
+	const char *status = statuses[dice(8)];
+	char hash[65];
+
+	snprintf(hash, sizeof(hash), "%064u", dice(20));
+	memcpy(hash, hash + 48, 16);
+	*ended = judge(w, plan, k, status, strcmp(status, "PASSED") == 0 ? 50 + dice(300) : 0, verdicts[dice(4)], hash) || *ended;
+}
+
+/* Returns false once the search has ended. */
+static bool random_round(struct world *w, int width)
+{
+	struct limits limits = LIMITS_NONE;
+	struct calls_sum spent = { 0 };
+	struct error err = { 0 };
+	bool ended = false, idle = false;
+	long before = world_number(w, "evaluations");
+	cJSON *plan;
+
+	limits.evals = 40;
+	limits.rounds = 200;
+	plan = plan_make(w, "", &limits, &spent, &err);
+	if (!plan) {
+		assert_int_equal(err.code, KM_EXIT_ENDED);
+		return false;
+	}
+	json_set(w->document, "round", cJSON_Duplicate(json_get(plan, "round"), true));
+	for (int k = 0; k < width; k++) {
+		if (json_string(slot_of(plan, k), "skip"))
+			idle = true;
+		else
+			random_verdict(w, plan, k, &ended);
+		for (int other = 0; other < k && json_string(slot_of(plan, k), "node"); other++)
+			if (json_string(slot_of(plan, other), "node"))
+				assert_string_not_equal(json_string(slot_of(plan, k), "node"), json_string(slot_of(plan, other), "node"));
+	}
+	assert_true(world_number(w, "evaluations") <= 40);
+	assert_true(world_number(w, "evaluations") - before <= width);
+	if (ended || idle)
+		random_reply(w, 0, ended ? "edit/x/1" : "refill/1", -1);
+	assert_sound(w);
+	cJSON_Delete(plan);
+	return true;
+}
+
+static void random_searches_stay_sound_and_end(void **state)
+{
+	long solved = 0;
+
+	(void)state;
+	for (int seed = 0; seed < 200; seed++) {
+		int width = 1 + (int)dice(4);
+		struct world w = first_world(width, 1 + (int)dice(4), dice(2) ? "paper" : "default");
+
+		random_reply(&w, 0, "init/0", -1);
+		while (random_round(&w, width))
+			;
+		assert_true(world_number(&w, "round") <= 200);
+		solved += cJSON_IsObject(json_get(w.document, "best"));
+		world_release(&w);
+	}
+	assert_true(solved > 50); /* the dice do let searches get somewhere */
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -524,6 +649,7 @@ int main(void)
 		cmocka_unit_test(few_evaluations_go_to_open_cycles_first),
 		cmocka_unit_test(an_empty_frontier_asks_and_three_failures_end),
 		cmocka_unit_test(an_unrecorded_refill_ends_a_replay),
+		cmocka_unit_test(random_searches_stay_sound_and_end),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -35,6 +35,7 @@ static struct world sample(void)
 static char *with_ids(const struct world *w, const char *text)
 {
 	struct buf b;
+	char *replaced;
 
 	buf_init(&b, 1 << 20);
 	for (; *text; text++)
@@ -42,7 +43,9 @@ static char *with_ids(const struct world *w, const char *text)
 			buf_puts(&b, w->nodes[*++text - 'A' + 1].id);
 		else
 			buf_putc(&b, *text);
-	return buf_take(&b);
+	replaced = buf_take(&b);
+	buf_release(&b);
+	return replaced;
 }
 
 static struct ops_result apply_to_sample(struct world *w, const char *ops)
