@@ -69,6 +69,7 @@ static char *resolve(const char *path, struct error *err)
 static char *relative_to(const char *path, const char *folder)
 {
 	size_t common = 0, i = 0;
+	char *relative;
 	struct buf b;
 
 	for (; path[i] && path[i] == folder[i]; i++)
@@ -85,7 +86,9 @@ static char *relative_to(const char *path, const char *folder)
 	buf_puts(&b, path + common);
 	if (b.len > 1 && b.data[b.len - 1] == '/')
 		b.data[--b.len] = 0;
-	return buf_take(&b);
+	relative = buf_take(&b);
+	buf_release(&b);
+	return relative;
 }
 
 /* A path for the document: relative to its folder, or absolute if it goes to stdout. The caller frees. */
