@@ -320,7 +320,8 @@ long world_next_below(const struct world *w, long i, long top)
 
 long world_number(const struct world *w, const char *key)
 {
-	double v = json_number(w->document, key, json_number(json_get(w->document, "settings"), key, 0));
+	const cJSON *number = json_get(w->document, key);
+	double v = number ? number->valuedouble : json_number(json_get(w->document, "settings"), key, 0);
 
 	return v < (double)LONG_MAX ? (long)v : LONG_MAX;
 }
