@@ -38,15 +38,14 @@ $(OBJ)/schema_data.o: $(OBJ)/schema_data.S
 	$(Q)$(CC) -c $< -o $@
 
 $(OBJ)/libkm.a: $(LIB_SOURCES:tools/%.c=$(OBJ)/%.o) $(OBJ)/schema_data.o
-	$(Q)rm -f $@ && ar rcs $@ $^
+	$(Q)new=$@.$$$$; ar rcs $$new $^; mv $$new $@
 
 $(OBJ)/libjudge.a: $(JUDGE_SOURCES:tools/%.c=$(OBJ)/%.o)
-	$(Q)rm -f $@ && ar rcs $@ $^
+	$(Q)new=$@.$$$$; ar rcs $$new $^; mv $$new $@
 
 $(BIN)/km-%: $(OBJ)/km-%.o $(OBJ)/libjudge.a $(OBJ)/libkm.a
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_CFLAGS) $(filter %.o %.a,$^) -o $(@D)/.$(@F).tmp $(LIBS) $(if $(filter llm,$*),-lcurl) -ldl
-	@mv $(@D)/.$(@F).tmp $@
+	$(Q)new=$(@D)/.$(@F).$$$$; $(CC) $(ALL_CFLAGS) $(filter %.o %.a,$^) -o $$new $(LIBS) $(if $(filter llm,$*),-lcurl) -ldl; mv $$new $@
 
 # The runner executes what is not trusted, under seccomp: it stays plain even among sanitized programs.
 $(RUNNER_SOURCES:tools/%.c=$(OBJ)/%.o): $(OBJ)/judge/%.o: tools/judge/%.c $(OBJ)/flags
@@ -55,8 +54,7 @@ $(RUNNER_SOURCES:tools/%.c=$(OBJ)/%.o): $(OBJ)/judge/%.o: tools/judge/%.c $(OBJ)
 
 $(RUNNERS): $(BIN)/km-runner-%: $(OBJ)/judge/runner_%.o
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(filter-out $(SANITIZERS),$(ALL_CFLAGS)) -Wl,-z,relro,-z,now $< -o $(@D)/.$(@F).tmp -ldl -lm
-	@mv $(@D)/.$(@F).tmp $@
+	$(Q)new=$(@D)/.$(@F).$$$$; $(CC) $(filter-out $(SANITIZERS),$(ALL_CFLAGS)) -Wl,-z,relro,-z,now $< -o $$new -ldl -lm; mv $$new $@
 
 -include $(wildcard $(OBJ)/*.d $(OBJ)/*/*.d)
 .PRECIOUS: $(OBJ)/%.o
