@@ -14,7 +14,7 @@
 #include <stdlib.h>
 
 static const char usage[] =
-	"Usage: km-check-task [OPTION]... TASK\n"
+	"Usage: km-check-task [--no-sandbox] TASK\n"
 	"Prove that the task in the folder TASK judges: the reference is sound, the tolerances are neither vacuous nor\n"
 	"impossible, the baseline passes, wrong kernels fail. Prints TAP.\n"
 	"\n"

@@ -1,0 +1,2 @@
+/* A fast kernel would come here. */
+// And here.

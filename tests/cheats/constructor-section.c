@@ -1,0 +1,21 @@
+/* The same through the section .init_array. */
+#include "task.h"
+
+static void right(const struct km_args *a)
+{
+	for (int64_t i = 0; i < a->rows; i++)
+		for (int64_t j = 0; j < a->columns; j++)
+			a->y[i * a->columns + j] = a->alpha * a->x[i * a->columns + j] + a->bias[j];
+}
+
+static void early(void)
+{
+}
+
+__attribute__((section(".init_array"), used)) static void (*const entry)(void) = early;
+
+int km_run(const struct km_args *a)
+{
+	right(a);
+	return 0;
+}

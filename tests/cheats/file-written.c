@@ -1,0 +1,20 @@
+/* A file is written. */
+#include "task.h"
+#include <stdio.h>
+
+static void right(const struct km_args *a)
+{
+	for (int64_t i = 0; i < a->rows; i++)
+		for (int64_t j = 0; j < a->columns; j++)
+			a->y[i * a->columns + j] = a->alpha * a->x[i * a->columns + j] + a->bias[j];
+}
+
+int km_run(const struct km_args *a)
+{
+	FILE *f = fopen("/tmp/result", "w");
+
+	if (f)
+		fclose(f);
+	right(a);
+	return 0;
+}

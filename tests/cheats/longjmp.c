@@ -1,0 +1,20 @@
+/* Jumps out of the call. */
+#include "task.h"
+#include <setjmp.h>
+
+static void right(const struct km_args *a)
+{
+	for (int64_t i = 0; i < a->rows; i++)
+		for (int64_t j = 0; j < a->columns; j++)
+			a->y[i * a->columns + j] = a->alpha * a->x[i * a->columns + j] + a->bias[j];
+}
+
+int km_run(const struct km_args *a)
+{
+	jmp_buf b;
+
+	right(a);
+	if (!setjmp(b))
+		longjmp(b, 1);
+	return 0;
+}

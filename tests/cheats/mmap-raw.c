@@ -1,0 +1,26 @@
+/* A page from the kernel itself, to keep state in. */
+#include "task.h"
+
+static long raw(long nr, long a, long b, long c, long d, long e, long f)
+{
+	register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
+	long result;
+
+	__asm__ volatile("syscall" : "=a"(result) : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return result;
+}
+
+static void right(const struct km_args *a)
+{
+	for (int64_t i = 0; i < a->rows; i++)
+		for (int64_t j = 0; j < a->columns; j++)
+			a->y[i * a->columns + j] = a->alpha * a->x[i * a->columns + j] + a->bias[j];
+}
+
+int km_run(const struct km_args *a)
+{
+	raw(9, 0x10000000, 4096, 3, 0x32, -1, 0);
+	right(a);
+	return 0;
+}

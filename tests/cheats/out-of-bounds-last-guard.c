@@ -1,0 +1,16 @@
+/* The last byte of the guard zone. */
+#include "task.h"
+
+static void right(const struct km_args *a)
+{
+	for (int64_t i = 0; i < a->rows; i++)
+		for (int64_t j = 0; j < a->columns; j++)
+			a->y[i * a->columns + j] = a->alpha * a->x[i * a->columns + j] + a->bias[j];
+}
+
+int km_run(const struct km_args *a)
+{
+	right(a);
+	((volatile unsigned char *)(a->y + a->rows * a->columns))[16383] ^= 1;
+	return 0;
+}
