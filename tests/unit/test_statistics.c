@@ -64,16 +64,19 @@ static int count(const struct machine *m, double factor, enum versus_verdict ver
 /* 20 % lognormal noise that both kernels share, 3 % of their own, one call in 20 slowed down by half and more. */
 static const struct machine shared_noise = { .drift = 0.2, .noise = 0.03, .slow_share = 0.05, .slow_factor = 1.5 };
 
+static const struct machine quiet = { .drift = 0.2, .noise = 0.015, .slow_share = 0.02, .slow_factor = 1.5 };
+
 /* 20 % on every call on its own: nothing cancels, and nothing below some 6 % can be found. */
 static const struct machine own_noise = { .drift = 0, .noise = 0.2, .slow_share = 0, .slow_factor = 1 };
 
-/* z of 192 pairs is near normal, so |z| > 3 has a probability of 0.003. With little noise the 1 % that a gain must have
- * makes it smaller still. */
+/* |z| > 3 has a probability of 0.0027, and more than 9 of 1000 one of 0.001. With little noise the 1 % that a gain must
+ * have makes a wrong verdict impossible. */
 static void copies_are_equal(void **state)
 {
 	(void)state;
-	assert_in_range(count(&shared_noise, 1, VERSUS_EQUAL), TRIALS - 2, TRIALS);
-	assert_in_range(count(&own_noise, 1, VERSUS_EQUAL), TRIALS - 12, TRIALS);
+	assert_int_equal(count(&quiet, 1, VERSUS_EQUAL), TRIALS);
+	assert_in_range(count(&shared_noise, 1, VERSUS_EQUAL), TRIALS - 9, TRIALS);
+	assert_in_range(count(&own_noise, 1, VERSUS_EQUAL), TRIALS - 9, TRIALS);
 }
 
 static void three_percent_is_found(void **state)
@@ -93,7 +96,7 @@ static void noise_hides_no_wrong_sign(void **state)
 /* Half a percent, known to the bit, is no gain. */
 static void small_gains_do_not_count(void **state)
 {
-	struct estimate gain = { .mean = log(1.005), .error = 1e-9, .n = 32 };
+	struct estimate gain = { .mean = log(1.005), .error = 1e-9, .n = 64, .freedom = 39 };
 	double z;
 
 	(void)state;
@@ -106,6 +109,20 @@ static void small_gains_do_not_count(void **state)
 	gain.mean = -log(1.02);
 	gain.error = 0.001;
 	assert_int_equal(statistics_versus(&gain, &z), VERSUS_WORSE);
+}
+
+/* Few values with the same mean and error are weaker evidence: t of 4 with 5 degrees of freedom is z of 2.6. */
+static void few_values_weigh_less(void **state)
+{
+	struct estimate gain = { .mean = 0.04, .error = 0.01, .n = 10, .freedom = 5 };
+	double z;
+
+	(void)state;
+	assert_int_equal(statistics_versus(&gain, &z), VERSUS_EQUAL);
+	assert_true(fabs(z - 2.57) < 0.05);
+	gain.freedom = 1000;
+	assert_int_equal(statistics_versus(&gain, &z), VERSUS_BETTER);
+	assert_true(fabs(z - 4) < 0.02);
 }
 
 /* One value far off moves the robust mean no more than one just beyond the others. */
@@ -158,7 +175,7 @@ static void quantiles(void **state)
 /* Twice as fast on one workload of speed-up 10, equal on one of 30: 40 against 35. */
 static void score_gain_weighs_by_speedup(void **state)
 {
-	struct estimate gain[] = { { log(2), 0.01, 32 }, { 0, 0.01, 32 } }, all;
+	struct estimate gain[] = { { log(2), 0.01, 64, 39 }, { 0, 0.01, 64, 39 } }, all;
 	double speedup[] = { 10, 30 };
 
 	(void)state;
@@ -174,7 +191,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(copies_are_equal), cmocka_unit_test(three_percent_is_found), cmocka_unit_test(noise_hides_no_wrong_sign),
-		cmocka_unit_test(small_gains_do_not_count), cmocka_unit_test(outliers_do_not_count), cmocka_unit_test(error_is_calibrated),
+		cmocka_unit_test(small_gains_do_not_count), cmocka_unit_test(few_values_weigh_less),
+		cmocka_unit_test(outliers_do_not_count), cmocka_unit_test(error_is_calibrated),
 		cmocka_unit_test(quantiles), cmocka_unit_test(score_gain_weighs_by_speedup),
 	};
 

@@ -21,6 +21,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,7 +45,9 @@ struct keeper {
 	struct slab inputs, outputs;
 	size_t scratch_bytes;
 	struct participant *participants;
+	cpu_set_t processors; /* that we may use */
 	/* of the current inputs */
+	int processor;
 	int workload, set;
 	struct place input_places[TASK_MAX_TENSORS], output_places[TASK_MAX_TENSORS];
 	double scalars[TASK_MAX_TENSORS];
@@ -129,6 +132,8 @@ static struct keeper *cpu_open(const struct keeper_options *options, struct erro
 	k->options = *options;
 	k->inputs.fd = k->outputs.fd = -1;
 	k->participants = xcalloc(options->participants, sizeof(*k->participants));
+	if (sched_getaffinity(0, sizeof(k->processors), &k->processors) < 0)
+		CPU_ZERO(&k->processors);
 	task_layout(task, &k->layout);
 	k->scratch_bytes = memory_room(&task->workspace_bytes, 1);
 	k->oracle = oracle_open(options->reference, task, err);
@@ -285,6 +290,30 @@ static int cpu_select(struct keeper *k, size_t who, int workload, struct verdict
 	return v->status == VERDICT_PASSED ? ask_workspace(k, p, workload, v, err) : 0;
 }
 
+/* Draw a processor: processors differ, in kind or in what else runs there, and whoever had the better one by chance
+ * would keep it, since the system leaves a process where it was. All calls on the same inputs are on the same one. */
+static void draw_processor(struct keeper *k)
+{
+	int count = CPU_COUNT(&k->processors), skip = count ? (int)ref_below(random_secret(), 0, (uint64_t)count) : 0;
+
+	k->processor = -1;
+	for (int i = 0; i < CPU_SETSIZE && k->processor < 0; i++)
+		if (CPU_ISSET(i, &k->processors) && skip-- == 0)
+			k->processor = i;
+}
+
+/* Not being allowed to is no failure. */
+static void use_processor(const struct keeper *k, const struct participant *p)
+{
+	cpu_set_t one;
+
+	CPU_ZERO(&one);
+	if (k->processor < 0)
+		return;
+	CPU_SET(k->processor, &one);
+	sched_setaffinity(sandbox_pid(p->runner.sandbox), sizeof(one), &one);
+}
+
 /* ---- inputs ----------------------------------------------------------------------------------------------------- */
 
 static int cpu_inputs(struct keeper *k, int workload, int set, bool vary, struct error *err)
@@ -296,6 +325,7 @@ static int cpu_inputs(struct keeper *k, int workload, int set, bool vary, struct
 
 	k->workload = workload;
 	k->set = set;
+	draw_processor(k);
 	tensor_bytes(task->inputs, task->input_count, axes, bytes);
 	memory_place(k->inputs.bytes, bytes, (size_t)task->input_count, random_secret(), k->input_places);
 	tensor_bytes(task->outputs, task->output_count, axes, bytes);
@@ -370,6 +400,7 @@ static int cpu_call(struct keeper *k, size_t who, struct keeper_call *call, stru
 	struct protocol_message m = { .kind = PROTOCOL_CALL };
 	struct runner_answer answer = { .value = 0 };
 
+	use_processor(k, p);
 	prepare_outputs(k);
 	prepare_workspace(k, p);
 	fill_call(k, p, m.args);

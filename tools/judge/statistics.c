@@ -48,6 +48,7 @@ struct estimate statistics_robust(const double *x, size_t n)
 		wsum2 += d * d;
 	}
 	e.mean = sum / (double)kept;
+	e.freedom = (double)(kept - 1);
 	if (n >= 5)
 		e.error = sqrt(wsum2 / ((double)kept * (double)(kept - 1)));
 	free(sorted);
@@ -67,6 +68,7 @@ struct estimate statistics_score_gain(const struct estimate *gain, const double 
 		error2 += other * other * gain[i].error * gain[i].error;
 		all.mean += gain[i].mean / (double)n;
 		all.n += gain[i].n;
+		all.freedom += gain[i].freedom;
 	}
 	if (!geometric)
 		all.mean = log(ours / theirs);
@@ -90,7 +92,9 @@ double statistics_score_noise(const struct estimate *log_speedup, size_t n, bool
 enum versus_verdict statistics_versus(const struct estimate *gain, double *z)
 {
 	/* An error of 0 is that of a test or of a clock that is too coarse; 1e-6 is below any clock's resolution here. */
-	*z = gain->mean / fmax(gain->error, 1e-6);
+	double t = gain->mean / fmax(gain->error, 1e-6), f = fmax(gain->freedom, 1);
+
+	*z = copysign(sqrt(f * log1p(t * t / f)) * (8 * f + 1) / (8 * f + 3), t);
 	if (gain->mean > log1p(VERSUS_GAIN) && *z > VERSUS_Z)
 		return VERSUS_BETTER;
 	if (gain->mean < -log1p(VERSUS_GAIN) && *z < -VERSUS_Z)
