@@ -59,8 +59,7 @@ static void decide(struct build *b, enum build_status status, const char *rule, 
 	snprintf(b->rule, sizeof(b->rule), "%s", rule);
 	free(b->message);
 	va_start(args, format);
-	if (vasprintf(&b->message, format, args) < 0)
-		b->message = xstrdup("");
+	b->message = xvasprintf(format, args);
 	va_end(args);
 }
 

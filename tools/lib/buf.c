@@ -3,7 +3,6 @@
 #include "util.h"
 
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -69,16 +68,13 @@ bool buf_putc(struct buf *b, char c)
 bool buf_printf(struct buf *b, const char *format, ...)
 {
 	va_list args;
-	char *s = NULL;
-	int n;
+	char *s;
 	bool fits;
 
 	va_start(args, format);
-	n = vasprintf(&s, format, args);
+	s = xvasprintf(format, args);
 	va_end(args);
-	if (n < 0)
-		return buf_add(b, NULL, b->ceiling + 1);
-	fits = buf_add(b, s, (size_t)n);
+	fits = buf_puts(b, s);
 	free(s);
 	return fits;
 }

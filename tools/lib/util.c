@@ -52,16 +52,23 @@ char *xstrndup(const char *s, size_t n)
 	return check(strndup(s, n));
 }
 
+char *xvasprintf(const char *format, va_list args)
+{
+	char *s = NULL;
+	int n = vasprintf(&s, format, args);
+
+	return check(n < 0 ? NULL : s);
+}
+
 char *xasprintf(const char *format, ...)
 {
 	va_list args;
-	char *s = NULL;
-	int n;
+	char *s;
 
 	va_start(args, format);
-	n = vasprintf(&s, format, args);
+	s = xvasprintf(format, args);
 	va_end(args);
-	return check(n < 0 ? NULL : s);
+	return s;
 }
 
 bool starts_with(const char *s, const char *prefix)
