@@ -37,6 +37,16 @@ static size_t utf8_length(const unsigned char *s, size_t n)
 	return len;
 }
 
+/* How many bytes from s on are ordinary inside a string: ASCII, no quote, no backslash. The text ends with a NUL. */
+static size_t plain_length(const char *s)
+{
+	const char *p = s;
+
+	while ((signed char)*p >= ' ' && *p != '"' && *p != '\\')
+		p++;
+	return (size_t)(p - s);
+}
+
 /* Look at the bytes before cJSON does: what it would accept wrongly, or recurse into too deeply. */
 static int prescan(const char *text, size_t len, struct error *err)
 {
@@ -44,14 +54,15 @@ static int prescan(const char *text, size_t len, struct error *err)
 	int depth = 0;
 
 	for (size_t i = 0; i < len;) {
-		signed char c = (signed char)text[i];
-		size_t n = c > 0 ? 1 : utf8_length((const unsigned char *)text + i, len - i);
+		size_t n = in_string ? plain_length(text + i) : 0;
+		signed char c;
 
-		if (in_string && c >= ' ' && c != '"' && c != '\\') { /* nearly all bytes */
-			i++;
+		if (n) {
+			i += n;
 			continue;
 		}
-
+		c = (signed char)text[i];
+		n = c > 0 ? 1 : utf8_length((const unsigned char *)text + i, len - i);
 		if (n == 0 || c == 0)
 			return error_set(err, KM_EXIT_INPUT, "%s at byte %zu", c ? "invalid UTF-8" : "NUL", i);
 		if (in_string && c == '\\' && i + 5 < len && memcmp(text + i, "\\u0000", 6) == 0)
@@ -93,14 +104,14 @@ static int check_sorted_keys(const cJSON *object, size_t count, struct error *er
 	return result;
 }
 
-/* The first eight bytes of a key as a number: unequal numbers, unequal keys. */
+/* Length and first bytes of a key as a number: unequal numbers, unequal keys. */
 static uint64_t key_head(const char *key)
 {
+	size_t len = strlen(key);
 	uint64_t head = 0;
 
-	for (int i = 0; i < 8 && key[i]; i++)
-		head = head << 8 | (unsigned char)key[i];
-	return head;
+	memcpy(&head, key, len < 7 ? len : 7);
+	return head ^ (uint64_t)len << 56;
 }
 
 static int check_keys(const cJSON *object, struct error *err)
