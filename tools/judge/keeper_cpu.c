@@ -217,8 +217,8 @@ static void explain_address(const struct keeper *k, const struct participant *p,
 		const struct slab *slab = i == 0 ? &k->inputs : i == 1 ? &k->outputs : &p->scratch;
 		uint64_t before = p->runner.base[i] - address, after = address - (p->runner.base[i] + slab->bytes);
 
-		if (before <= 1 << 20 || after < 1 << 20)
-			verdict_set(v, VERDICT_REJECTED, "out-of-bounds", "%s ran far past the end of a tensor (SIGSEGV)", what);
+		if (before <= PROTOCOL_GAP || after < PROTOCOL_GAP)
+			verdict_set(v, VERDICT_REJECTED, "out-of-bounds", "%s ran past the tensors of the task (SIGSEGV)", what);
 	}
 	if (address)
 		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "%s was ended by SIGSEGV at address 0x%" PRIx64, what, address);

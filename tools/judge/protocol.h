@@ -26,6 +26,7 @@ enum {
 	PROTOCOL_MAGIC = 0x6b6d3161, /* "km1a" */
 	PROTOCOL_ARGS_MAX = 1024,
 	PROTOCOL_TEXT_MAX = 400,
+	PROTOCOL_GAP = 1 << 20, /* unmapped bytes before and behind every slab of a runner */
 };
 
 enum protocol_kind {

@@ -230,15 +230,22 @@ static bool filter_for_running(void)
 
 /* ---- setting up ------------------------------------------------------------------------------------------------- */
 
+/* A slab between two stretches where nothing is mapped, so that running off its end faults there and nowhere else. */
+static void *map_between_gaps(int i, int descriptor, size_t bytes)
+{
+	int access = i == PROTOCOL_INPUT ? PROT_READ : PROT_READ | PROT_WRITE;
+	int flags = MAP_SHARED | MAP_FIXED | (i == PROTOCOL_SCRATCH ? 0 : MAP_POPULATE);
+	char *room = mmap(NULL, bytes + 2 * PROTOCOL_GAP, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return room == MAP_FAILED ? MAP_FAILED : mmap(room + PROTOCOL_GAP, bytes, access, flags, descriptor, 0);
+}
+
 /* The inputs can only be mapped for reading (memory.h), the rest is writable. Scratch pages come when they are asked
  * for (POPULATE): most kernels need few. */
 static bool map_slabs(const int *descriptors)
 {
 	for (int i = 0; i < PROTOCOL_SLABS; i++) {
-		int access = i == PROTOCOL_INPUT ? PROT_READ : PROT_READ | PROT_WRITE;
-		int flags = MAP_SHARED | (i == PROTOCOL_SCRATCH ? 0 : MAP_POPULATE);
-
-		runner.slab[i] = mmap(NULL, message.where[i], access, flags, descriptors[i], 0);
+		runner.slab[i] = map_between_gaps(i, descriptors[i], message.where[i]);
 		if (runner.slab[i] == MAP_FAILED)
 			return false;
 		close(descriptors[i]);
