@@ -414,3 +414,25 @@ assert_finished() {
 	"$KM/km-validate" call calls/*.json
 	"$KM/km-validate" verdict "$RECORDING"/verdicts/*.json
 }
+
+@test "the model calls of a round run side by side" {
+	km_run a FROM="$RECORDING" ROUNDS=1
+	rm -r "$STATE/a/calls" "$STATE"/a/r00001/s?/reply.json
+	: >"$STATE/a/calls.tsv"
+	# Each call ends only when both have started.
+	cat >"$BATS_TEST_TMPDIR/model" <<-END
+		#!/bin/bash
+		touch "$BATS_TEST_TMPDIR/started.\$\$"
+		for _ in \$(seq 200); do
+			set -- "$BATS_TEST_TMPDIR"/started.*
+			[ \$# -lt 2 ] || exec "$ROOT/tests/peer/model.sh"
+			sleep 0.05
+		done
+		exit 1
+	END
+	chmod +x "$BATS_TEST_TMPDIR/model"
+	EXEC=$BATS_TEST_TMPDIR/model run km_run a PROVIDER=exec
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[ "$(head -n 2 "$STATE/a/calls.tsv" | grep -c '^start')" -eq 2 ]
+}

@@ -8,7 +8,9 @@ PEERS := $(OBJ)/tests
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(PEERS)/%,$(wildcard tests/unit/test_*.c))
 PEER_PROGRAMS := $(patsubst tests/peer/%.c,$(PEERS)/%,$(wildcard tests/peer/*.c))
 PRELOADS := $(patsubst tests/preload/%.c,$(PEERS)/%.so,$(wildcard tests/preload/*.c))
-TEST_FILES = $(UNIT_TESTS) $(wildcard tests/*.bats)
+# The long ones first, so that the others fill the other processors.
+LONG_TESTS := $(wildcard $(addprefix tests/,replay.bats kill.bats cheats.bats bench.bats run.bats))
+TEST_FILES = $(LONG_TESTS) $(filter-out $(LONG_TESTS),$(wildcard tests/*.bats)) $(UNIT_TESTS)
 CHOSEN = $(if $(T),$(foreach t,$(T),$(or $(filter %/$(t) %/$(t).bats %/test_$(t),$(TEST_FILES)),$(error no test file '$(t)'))),$(TEST_FILES))
 
 $(PEERS)/test_%: tests/unit/test_%.c $(OBJ)/libjudge.a $(OBJ)/libkm.a $(OBJ)/flags
