@@ -54,14 +54,23 @@ static void fill_indices(const struct km_args *a, uint64_t seed)
 	}
 }
 
-/* Where the rows of q and k have scales of their own or heavy tails, logits grow until rounding them to single precision
- * is what counts; q is made smaller there, by a power of two. */
+/* Where the rows of k have scales of their own or heavy tails, logits would grow until rounding them to single precision is
+ * what counts. There every head of q gets the norm sqrt(128) times a factor. */
 static void tame(const struct km_args *a, int set)
 {
-	float *q = (float *)a->q, factor = set == REF_ROW_SCALED ? 0.25f : set == REF_STUDENT_T3 ? 0.125f : 1.0f;
+	double factor = set == REF_ROW_SCALED ? 0.25 : 0.0625;
 
-	for (int64_t i = 0; i < a->batch_size * a->num_qo_heads * a->head_dim; i++)
-		q[i] *= factor;
+	if (set != REF_ROW_SCALED && set != REF_STUDENT_T3)
+		return;
+	for (int64_t row = 0; row < a->batch_size * a->num_qo_heads; row++) {
+		float *q = (float *)a->q + row * a->head_dim;
+		double sum = 0;
+
+		for (int64_t d = 0; d < a->head_dim; d++)
+			sum += (double)q[d] * q[d];
+		for (int64_t d = 0; d < a->head_dim && sum > 0; d++)
+			q[d] = (float)(q[d] * (factor / sqrt(sum / (double)a->head_dim)));
+	}
 }
 
 void ref_inputs(const struct km_args *a, int set, uint64_t seed)
