@@ -11,10 +11,10 @@ enum {
 	CANDIDATE, BASELINE, RIVALS, /* participants */
 	DECK = 16,                   /* rounds in which the shares of input sets hold exactly */
 	MAX_ROUNDS = 2 * VERSUS_BLOCKS,
-	MANY_GAPS = 4,               /* fewer disturbed calls than this are noise */
+	MANY_GAPS = 8,               /* fewer disturbed calls than this are noise */
 };
 
-#define GAP_SHARE 0.2 /* share of disturbed calls that is no noise */
+#define GAP_SHARE 0.5 /* share of disturbed calls that is no noise, however busy the machine is */
 
 struct judge {
 	const struct judge_options *options;
