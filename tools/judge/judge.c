@@ -39,14 +39,17 @@ struct judge {
 static void shuffle_deck(struct judge *j)
 {
 	const bool *in_use = j->options->task->input_sets;
-	int others[SET_COUNT], count = 0, plain[DECK];
+	int others[SET_COUNT] = { 0 }, count = 0, plain[DECK];
 	int32_t order[DECK];
 
 	for (int s = 1; s < SET_COUNT; s++)
 		if (in_use[s])
 			others[count++] = s;
-	for (int i = 0; i < DECK; i++)
-		plain[i] = count == 0 || (in_use[SET_NORMAL] && i % 2 == 0) ? SET_NORMAL : others[i / (in_use[SET_NORMAL] ? 2 : 1) % count];
+	for (int i = 0; i < DECK; i++) {
+		bool plain_one = count == 0 || (in_use[SET_NORMAL] && i % 2 == 0);
+
+		plain[i] = plain_one ? SET_NORMAL : others[i / (in_use[SET_NORMAL] ? 2 : 1) % count];
+	}
 	ref_permutation(random_secret(), order, DECK);
 	for (int i = 0; i < DECK; i++)
 		j->deck[i] = plain[order[i]];
@@ -79,8 +82,8 @@ static struct verdict *verdict_of(struct judge *j, size_t who)
 /* The task's own kernel failed: that is no verdict on the candidate. */
 static int baseline_failed(const struct judge *j, const struct verdict *v, struct error *err)
 {
-	return error_set(err, KM_EXIT_INPUT, "the baseline of task '%s' is %s%s%s: %s", j->options->task->name, verdict_name(v->status),
-			 v->rule[0] ? ", rule " : "", v->rule, v->message);
+	return error_set(err, KM_EXIT_INPUT, "the baseline of task '%s' is %s%s%s: %s", j->options->task->name,
+			 verdict_name(v->status), v->rule[0] ? ", rule " : "", v->rule, v->message);
 }
 
 static bool takes_part(struct judge *j, size_t who)
@@ -347,7 +350,7 @@ static void summarise_all(struct judge *j, struct judge_workload *w)
 static int time_workload(struct judge *j, struct judge_workload *w, struct error *err)
 {
 	bool *active = xcalloc(j->participants, sizeof(*active));
-	size_t *order = xreallocarray(NULL, j->participants, sizeof(*order)), count;
+	size_t *order = xreallocarray(NULL, j->participants, sizeof(*order)), count = 0;
 	int result = 0;
 	double start;
 

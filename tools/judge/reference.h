@@ -64,7 +64,8 @@ static inline void ref_permutation(uint64_t seed, int32_t *p, int64_t n)
 	for (int64_t i = 0; i < n; i++) {
 		int64_t j = (int64_t)ref_below(seed, (uint64_t)i, (uint64_t)i + 1);
 
-		p[i] = p[j];
+		if (j < i)
+			p[i] = p[j];
 		p[j] = (int32_t)i;
 	}
 }

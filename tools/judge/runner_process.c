@@ -199,12 +199,36 @@ static void wake(struct runner_process *r)
 			nanosleep(&pause, NULL);
 }
 
+static void refuse_talk(struct runner_process *r, const char *what, struct verdict *v)
+{
+	verdict_set(v, VERDICT_REJECTED, "protocol", "%s wrote to the judge's socket", what);
+	runner_process_end(r);
+}
+
+/* Read what came back; on anything but the answer that was asked for the runner ends. */
+static void take_answer(struct runner_process *r, const struct protocol_message *question, struct protocol_message *m,
+			const char *what, uint64_t *fault_address, struct verdict *v)
+{
+	bool loading = question->kind == PROTOCOL_LOAD;
+
+	if (m->magic == PROTOCOL_MAGIC && m->kind == PROTOCOL_FAULT) {
+		explain_fault(m, what, fault_address, v);
+		runner_process_end(r);
+	} else if (m->magic != PROTOCOL_MAGIC || m->serial != r->serial || m->kind != (loading ? PROTOCOL_LOADED : PROTOCOL_ANSWER)) {
+		refuse_talk(r, what, v);
+	} else if (loading && m->value < 0) {
+		m->text[PROTOCOL_TEXT_MAX - 1] = 0;
+		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "%s: %s", what, m->text);
+		runner_process_end(r);
+	}
+}
+
 int runner_process_ask(struct runner_process *r, struct protocol_message *question, double seconds, const char *what,
 		       struct runner_answer *answer, uint64_t *fault_address, struct verdict *v, struct error *err)
 {
 	struct protocol_message m = { .kind = 0 };
 	double start, end, cpu;
-	int got;
+	int got = 1;
 
 	*fault_address = 0;
 	question->magic = PROTOCOL_MAGIC;
@@ -214,16 +238,17 @@ int runner_process_ask(struct runner_process *r, struct protocol_message *questi
 	answer->gap = cpu - r->cpu_at_answer;
 	/* Whatever is here now was said before it was asked. */
 	if (recv(r->socket, &m, sizeof(m), MSG_DONTWAIT) > 0 && m.kind != PROTOCOL_FAULT) {
-		runner_process_end(r);
-		verdict_set(v, VERDICT_REJECTED, "protocol", "%s wrote to the judge's socket", what);
+		refuse_talk(r, what, v);
 		return 0;
 	}
 	start = monotonic_seconds();
-	if (m.kind != PROTOCOL_FAULT && send(r->socket, question, sizeof(*question), MSG_NOSIGNAL) != sizeof(*question)) {
-		bury(r, what, v);
-		return 0;
+	if (m.kind != PROTOCOL_FAULT) {
+		if (send(r->socket, question, sizeof(*question), MSG_NOSIGNAL) != sizeof(*question)) {
+			bury(r, what, v);
+			return 0;
+		}
+		got = receive(r, start + seconds, what, seconds, &m, v, err);
 	}
-	got = m.kind == PROTOCOL_FAULT ? 1 : receive(r, start + seconds, what, seconds, &m, v, err);
 	end = monotonic_seconds();
 	if (got <= 0)
 		return got;
@@ -232,18 +257,7 @@ int runner_process_ask(struct runner_process *r, struct protocol_message *questi
 	answer->seconds = end - start;
 	answer->cpu = r->cpu_at_answer - cpu;
 	answer->value = m.value;
-	if (m.magic == PROTOCOL_MAGIC && m.kind == PROTOCOL_FAULT) {
-		explain_fault(&m, what, fault_address, v);
-		runner_process_end(r);
-	} else if (m.magic != PROTOCOL_MAGIC || m.serial != r->serial ||
-		   m.kind != (question->kind == PROTOCOL_LOAD ? PROTOCOL_LOADED : PROTOCOL_ANSWER)) {
-		verdict_set(v, VERDICT_REJECTED, "protocol", "%s wrote to the judge's socket", what);
-		runner_process_end(r);
-	} else if (question->kind == PROTOCOL_LOAD && m.value < 0) {
-		m.text[PROTOCOL_TEXT_MAX - 1] = 0;
-		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "%s: %s", what, m.text);
-		runner_process_end(r);
-	}
+	take_answer(r, question, &m, what, fault_address, v);
 	return 0;
 }
 
