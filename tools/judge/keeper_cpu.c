@@ -5,8 +5,8 @@
  * same bytes on the same pages, and what differs between them is their code. Each has a scratch slab of its own for its
  * workspace. No runner but the one that is called is running.
  *
- * A call takes what the kernel's accounts say that its process used of the processor between Go and the answer, both
- * read here, from outside: time for which other work had the processor is not in it. Nothing else can do work for that
+ * A call takes what the system's accounts say that its process used of the processor since its last answer, read here,
+ * from outside: time for which other work had the processor is not in it. Nothing else can do work for that
  * process: it has one thread, and no system call that would start or await anything. (On two shared cores with a load
  * of 3.5, two calls in a row differed by 15 to 20 % on the wall clock, by 2 to 7 % in this measure.)
  */
