@@ -129,15 +129,15 @@ static void few_values_weigh_less(void **state)
 static void outliers_do_not_count(void **state)
 {
 	double x[20];
-	struct estimate quiet, loud;
+	struct estimate calm, wild;
 
 	(void)state;
 	for (int i = 0; i < 20; i++)
 		x[i] = i;
-	quiet = statistics_robust(x, 20);
+	calm = statistics_robust(x, 20);
 	x[19] = 1e9;
-	loud = statistics_robust(x, 20);
-	assert_true(quiet.mean == 9.5 && loud.mean == 9.5 && quiet.error == loud.error);
+	wild = statistics_robust(x, 20);
+	assert_true(calm.mean == 9.5 && wild.mean == 9.5 && calm.error == wild.error);
 	assert_true(isinf(statistics_robust(x, 4).error));
 	assert_true(isnan(statistics_robust(x, 0).mean));
 }
