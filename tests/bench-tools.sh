@@ -50,17 +50,19 @@ prompts() {
 		"$size" 200000 B
 }
 
-# The same kernel, judged twice: the largest difference of two medians of a workload, in percent.
+# The same kernel, judged four times: the largest difference of a workload's medians between one judgement and the next,
+# in percent; of these three the middle one.
 twice() {
-	local folder=$BATS_TEST_TMPDIR/twice
+	local folder=$BATS_TEST_TMPDIR/twice n
 	mkdir -p "$folder"
-	cp tasks/sgemm_cpu/textbook.c "$folder/kernel.c"
+	cp tasks/sgemm_cpu/baseline.c "$folder/kernel.c"
 	"$KM/km-compile" --task tasks/sgemm_cpu -o "$folder/build.json" "$folder/kernel.c"
-	"$KM/km-bench" -o "$folder/1.json" "$folder/build.json"
-	"$KM/km-bench" -o "$folder/2.json" "$folder/build.json"
-	row "the same kernel judged twice: medians apart" \
-		"$(jq -n --slurpfile a "$folder/1.json" --slurpfile b "$folder/2.json" '[$a[0].workloads, $b[0].workloads] | transpose |
-			map((.[0].median_us / .[1].median_us - 1) * 100 | fabs) | max * 100 | round / 100')" 2 '%'
+	for n in 1 2 3 4; do
+		"$KM/km-bench" -o "$folder/$n.json" "$folder/build.json"
+	done
+	row "the same kernel judged twice: medians apart (3 pairs)" \
+		"$(jq -s '[range(3) as $n | [.[$n].workloads, .[$n + 1].workloads] | transpose |
+			map((.[0].median_us / .[1].median_us - 1) * 100 | fabs) | max] | sort | .[1] * 100 | round / 100' "$folder"/?.json)" 2 '%'
 }
 
 rounds
