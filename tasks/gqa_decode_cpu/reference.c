@@ -58,7 +58,7 @@ static void fill_indices(const struct km_args *a, uint64_t seed)
  * what counts. There every head of q gets the norm sqrt(128) times a factor. */
 static void tame(const struct km_args *a, int set)
 {
-	double factor = set == REF_ROW_SCALED ? 0.25 : 0.0625;
+	double factor = set == REF_ROW_SCALED ? 0.125 : 0.0625;
 
 	if (set != REF_ROW_SCALED && set != REF_STUDENT_T3)
 		return;
