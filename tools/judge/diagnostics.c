@@ -44,20 +44,6 @@ static size_t machine_prefix(const char *s)
 	return n;
 }
 
-static size_t utf8_run(const unsigned char *s, size_t n)
-{
-	size_t len = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
-
-	if (len == 0 || len > n)
-		return 0;
-	for (size_t i = 1; i < len; i++)
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
-		return 0;
-	return len;
-}
-
 static void clean(const char *text, size_t len, struct buf *out)
 {
 	for (size_t i = 0; i < len;) {
@@ -67,7 +53,7 @@ static void clean(const char *text, size_t len, struct buf *out)
 			i += skip;
 			continue;
 		}
-		n = utf8_run((const unsigned char *)text + i, len - i);
+		n = utf8_length((const unsigned char *)text + i, len - i);
 		if (n == 0 || (n == 1 && (unsigned char)text[i] < 0x20 && text[i] != '\n' && text[i] != '\t') || text[i] == 0x7f)
 			buf_putc(out, '?');
 		else
@@ -171,7 +157,7 @@ static void end_at_character(struct buf *b)
 
 	while (back < 3 && back < n && ((unsigned char)b->data[n - 1 - back] & 0xc0) == 0x80)
 		back++;
-	if (back < n && utf8_run((unsigned char *)b->data + n - 1 - back, back + 1) != back + 1)
+	if (back < n && utf8_length((unsigned char *)b->data + n - 1 - back, back + 1) != back + 1)
 		b->len = n - 1 - back;
 	b->data[b->len] = 0;
 }

@@ -22,21 +22,6 @@ __attribute__((constructor)) static void use_checked_memory(void)
 
 /* ---- reading ---------------------------------------------------------------------------------------------------- */
 
-/* Length of the UTF-8 sequence at s, of at most n bytes; 0 if it is none (RFC 3629: no surrogates, no overlong). */
-static size_t utf8_length(const unsigned char *s, size_t n)
-{
-	size_t len = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
-
-	if (len == 0 || len > n)
-		return 0;
-	for (size_t i = 1; i < len; i++)
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
-		return 0;
-	return len;
-}
-
 /* How many bytes from s on are ordinary inside a string: ASCII, no quote, no backslash. The text ends with a NUL. */
 static size_t plain_length(const char *s)
 {

@@ -7,21 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Length of the UTF-8 sequence at s, of at most n bytes, 0 if it is none (RFC 3629). */
-static size_t sequence(const unsigned char *s, size_t n)
-{
-	size_t len = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
-
-	if (len == 0 || len > n)
-		return 0;
-	for (size_t i = 1; i < len; i++)
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f))
-		return 0;
-	return (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f) ? 0 : len;
-}
-
 char *text_clean(const char *text, size_t len)
 {
 	struct buf out;
@@ -29,7 +14,7 @@ char *text_clean(const char *text, size_t len)
 
 	buf_init(&out, 3 * len + 1);
 	for (size_t i = 0; i < len;) {
-		size_t n = sequence((const unsigned char *)text + i, len - i);
+		size_t n = utf8_length((const unsigned char *)text + i, len - i);
 
 		if (n == 0)
 			buf_puts(&out, "\xef\xbf\xbd");

@@ -22,6 +22,9 @@ char *xasprintf(const char *format, ...) __attribute__((format(printf, 1, 2)));
 bool starts_with(const char *s, const char *prefix);
 bool ends_with(const char *s, const char *suffix);
 
+/* Length of the UTF-8 sequence at s, of at most n bytes; 0 if it is none (RFC 3629: no surrogates, no overlong). */
+size_t utf8_length(const unsigned char *s, size_t n);
+
 /* Whole-string conversions: true only if all of s is one number in [low, high]; NaN and infinities are refused. */
 bool parse_long(const char *s, long low, long high, long *value);
 bool parse_double(const char *s, double low, double high, double *value);
