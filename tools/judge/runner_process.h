@@ -20,7 +20,7 @@ struct runner_process {
 	int socket, stat_fd;
 	uint64_t serial;
 	uint64_t base[PROTOCOL_SLABS]; /* the slabs' addresses in the runner */
-	double cpu_at_answer;          /* its CPU clock when the last answer came */
+	double cpu_at_answer;          /* its CPU clock when it was stopped after the last answer */
 	const volatile sig_atomic_t *interrupted;
 };
 
