@@ -114,7 +114,8 @@ static void note_gap(struct judge *j, const struct keeper_call *call)
 }
 
 /* A single gap may be the machine's: time stolen from a virtual machine is charged to whoever was running. One who works
- * between calls does so in most of them, or gains nothing: the times of disturbed calls do not count. */
+ * between calls gains nothing by it, since gaps are part of the times. Disturbed calls count too: else a kernel could have
+ * those left out in which it is slow. */
 static void judge_gaps(struct judge *j)
 {
 	if (j->disturbed >= MANY_GAPS && (double)j->disturbed > GAP_SHARE * (double)j->gap_count)
@@ -276,7 +277,7 @@ static int run_round(struct judge *j, struct judge_workload *w, const size_t *or
 		if (who == CANDIDATE ? call_candidate(j, w, all, &call, err) < 0 : call_other(j, who, &call, err) < 0)
 			return -1;
 		if (round < MAX_ROUNDS)
-			times_of(j, who)[round] = call.disturbed ? (double)NAN : call.seconds;
+			times_of(j, who)[round] = call.seconds;
 		if (round < MAX_ROUNDS && who == CANDIDATE)
 			j->elapsed[round] = call.elapsed;
 	}

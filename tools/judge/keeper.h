@@ -42,7 +42,7 @@ struct keeper_call {
 	double seconds;   /* what the call took: on cpu, the CPU time since the last answer */
 	double elapsed;   /* from Go to the answer, on our clock */
 	double gap;       /* CPU seconds that the runner used between its last answer and this Go */
-	bool disturbed;   /* gap is over the limit: the time counts for nothing */
+	bool disturbed;   /* gap is over the limit */
 };
 
 struct keeper_check {
