@@ -150,12 +150,22 @@ static int call_candidate(struct judge *j, struct judge_workload *w, bool all, s
 	return 0;
 }
 
+/* A rival that nobody has to trust may know that it is only compared with, and do less than it should. All rows are not
+ * looked at: the keeper would keep them, as what the candidate may find before its call on the same inputs. */
+static bool must_be_right(const struct judge *j, size_t who)
+{
+	return who >= RIVALS && !j->options->rivals[who - RIVALS].trusted;
+}
+
 static int call_other(struct judge *j, size_t who, struct keeper_call *call, struct error *err)
 {
 	struct verdict v = { .status = VERDICT_PASSED };
+	struct keeper_check check;
 
 	*call = (struct keeper_call){ .seconds = (double)NAN };
 	if (j->ops->call(j->keeper, who, call, &v, err) < 0)
+		return -1;
+	if (v.status == VERDICT_PASSED && must_be_right(j, who) && j->ops->check(j->keeper, who, false, &check, &v, err) < 0)
 		return -1;
 	if (v.status != VERDICT_PASSED)
 		call->seconds = (double)NAN;
