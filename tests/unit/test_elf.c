@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-static const char flags[] = "-O2 -fPIC -shared -nostartfiles -s -Wl,-z,relro,-z,now -Wl,--hash-style=both -Wl,--build-id=none";
+static const char flags[] = "-O2 -fPIC -shared -nostartfiles -s -Wl,-z,relro,-z,now -Wl,--hash-style=sysv -Wl,--build-id=none";
 static const char *const exports[] = { "km_run", NULL };
 static const char *const needed[] = { "libc.so.6", NULL };
 
@@ -90,6 +90,7 @@ static void test_rules(void **state)
 	expect_rule(RUN, "-Wl,-rpath,/tmp", "library");
 	expect_rule(RUN, "-Wl,--no-as-needed -lm", "library");
 	expect_rule(RUN, "-Wl,-z,initfirst", "elf");
+	expect_rule(RUN, "-Wl,--hash-style=both", "elf");
 }
 
 static bool collect(const char *name, void *context)

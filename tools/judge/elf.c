@@ -178,7 +178,7 @@ static bool check_tag(struct library *lib, const Elf64_Dyn *d)
 		return (d->d_un.d_val & ~(uint64_t)DF_1_NOW) ? refuse(lib, "elf", "odd flags") : true;
 	case DT_NEEDED: case DT_HASH: case DT_STRTAB: case DT_SYMTAB: case DT_RELA: case DT_RELASZ: case DT_RELAENT:
 	case DT_STRSZ: case DT_SYMENT: case DT_PLTGOT: case DT_PLTREL: case DT_JMPREL: case DT_PLTRELSZ: case DT_BIND_NOW:
-	case DT_GNU_HASH: case DT_VERSYM: case DT_VERNEED: case DT_VERNEEDNUM: case DT_RELACOUNT:
+	case DT_VERSYM: case DT_VERNEED: case DT_VERNEEDNUM: case DT_RELACOUNT:
 		return true;
 	default:
 		if (OUR_MACHINE == EM_AARCH64 && d->d_tag >= 0x70000000 && d->d_tag <= 0x70000005)
@@ -232,12 +232,49 @@ static bool note_entry(struct library *lib, const Elf64_Dyn *d, void *context)
 	return true;
 }
 
-/* Strings and the number of symbols, which DT_HASH tells (the linker is asked for both hash tables). */
+static bool is_writable(const struct library *lib, uint64_t address)
+{
+	for (int i = 0; i < lib->segment_count; i++) {
+		const Elf64_Phdr *s = &lib->segments[i];
+
+		if (s->p_type == PT_LOAD && (s->p_flags & PF_W) && address >= s->p_vaddr && within(s->p_memsz, address - s->p_vaddr, 8))
+			return true;
+	}
+	return false;
+}
+
+/* What the loader reads after relocating must not be changed by that. */
+static bool tables_are_fixed(const struct library *lib)
+{
+	static const int tables[] = { DT_STRTAB, DT_SYMTAB, DT_HASH, DT_RELA, DT_JMPREL };
+
+	for (size_t i = 0; i < sizeof(tables) / sizeof(*tables); i++)
+		if (lib->has[tables[i]] && is_writable(lib, lib->tag[tables[i]]))
+			return false;
+	return true;
+}
+
+/* The loader finds symbols by this table, wherever it leads: it must not lead behind the last one. The other kind of hash
+ * table, which does not tell how many there are, is refused (the linker is asked for this one). */
+static bool check_hash(struct library *lib)
+{
+	uint32_t size[2], link;
+	uint64_t at = lib->tag[DT_HASH];
+
+	if (!copy_address(lib, at, size, sizeof(size)) || size[0] == 0)
+		return refuse(lib, "elf", "no sound hash table");
+	for (uint64_t i = 0; i < (uint64_t)size[0] + size[1]; i++)
+		if (!copy_address(lib, at + sizeof(size) + i * sizeof(link), &link, sizeof(link)) || link >= size[1])
+			return refuse(lib, "elf", "no sound hash table");
+	lib->symbol_count = size[1];
+	return true;
+}
+
+/* Strings and the number of symbols, which DT_HASH tells. */
 static bool read_tables(struct library *lib)
 {
 	static const int wanted[] = { DT_STRTAB, DT_STRSZ, DT_SYMTAB, DT_SYMENT, DT_HASH };
 	uint64_t offset;
-	uint32_t hash[2];
 
 	for (size_t i = 0; i < sizeof(wanted) / sizeof(*wanted); i++)
 		if (!lib->has[wanted[i]])
@@ -247,9 +284,10 @@ static bool read_tables(struct library *lib)
 		return refuse(lib, "elf", "no sound table of names");
 	lib->strings = (const char *)lib->data + offset;
 	lib->string_size = lib->tag[DT_STRSZ];
-	if (!copy_address(lib, lib->tag[DT_HASH], hash, sizeof(hash)))
-		return refuse(lib, "elf", "no sound hash table");
-	lib->symbol_count = hash[1];
+	if (!tables_are_fixed(lib))
+		return refuse(lib, "elf", "a table of the loader's in writable memory");
+	if (!check_hash(lib))
+		return false;
 	if (lib->tag[DT_SYMENT] != sizeof(Elf64_Sym) ||
 	    !file_offset(lib, lib->tag[DT_SYMTAB], lib->symbol_count * sizeof(Elf64_Sym), &offset))
 		return refuse(lib, "elf", "no sound table of symbols");
@@ -345,19 +383,10 @@ static enum relocation_kind kind_of(uint32_t type)
 	return RELOCATION_ODD;
 }
 
-static bool is_writable(const struct library *lib, uint64_t address)
-{
-	for (int i = 0; i < lib->segment_count; i++) {
-		const Elf64_Phdr *s = &lib->segments[i];
-
-		if (s->p_type == PT_LOAD && (s->p_flags & PF_W) && address >= s->p_vaddr && within(s->p_memsz, address - s->p_vaddr, 8))
-			return true;
-	}
-	return false;
-}
-
 static bool check_relocation(struct library *lib, const Elf64_Rela *r)
 {
+	const Elf64_Phdr *dynamic = find_dynamic(lib);
+
 	switch (kind_of((uint32_t)ELF64_R_TYPE(r->r_info))) {
 	case RELOCATION_IFUNC:
 		return refuse(lib, "ifunc", "a function is chosen when the library is opened");
@@ -372,6 +401,8 @@ static bool check_relocation(struct library *lib, const Elf64_Rela *r)
 		return refuse(lib, "elf", "a relocation without symbol");
 	if (!is_writable(lib, r->r_offset))
 		return refuse(lib, "text-relocation", "what is not its data would be changed when it is opened");
+	if (r->r_offset + 8 > dynamic->p_vaddr && r->r_offset < dynamic->p_vaddr + dynamic->p_memsz)
+		return refuse(lib, "elf", "its dynamic table would be changed when it is opened");
 	return true;
 }
 
