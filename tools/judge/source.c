@@ -255,8 +255,8 @@ static void check_directive(const char *p, const char *end, struct source_facts 
 		check_include(p, end, facts);
 	else if (word_is(word, len, "embed"))
 		refuse(facts, "incbin", "no file may be embedded", word, len);
-	else if ((word_is(word, len, "line") || (len && isdigit((unsigned char)*word))) && memchr(p, '"', (size_t)(end - p)))
-		refuse(facts, "include", "a line directive may not name a file", word, len);
+	else if ((word_is(word, len, "line") && strspn(p, "0123456789") != (size_t)(end - p)) || (len && isdigit((unsigned char)*word) && p < end))
+		refuse(facts, "include", "a line directive may hold a number alone", word, len);
 }
 
 static void check_words(const struct buf *text, struct source_facts *facts)
