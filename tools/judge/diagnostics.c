@@ -10,32 +10,38 @@ enum { MAX_INPUT = 1 << 20 };
 
 /* ---- paths and bytes ------------------------------------------------------------------------------------------------ */
 
-/* The length of a scratch folder's name (process_scratch_make) with what leads to it, if the path at s is in one. */
-static size_t scratch_prefix(const char *s)
+/* Where the path at s ends. */
+static size_t path_length(const char *s)
 {
-	size_t n = strcspn(s, " \t\n:;,'\"");
-	const char *found = memmem(s, n, "/km-", 4);
+	return strcspn(s, " \t\n:;,'\"");
+}
 
-	if (!found || (size_t)(found - s) + 11 > n || found[10] != '/')
-		return 0;
-	return (size_t)(found - s) + 11;
+/* The length of a scratch folder's name (process_scratch_make) with what leads to it, if the path of n bytes at s is in one. */
+static size_t scratch_prefix(const char *s, size_t n)
+{
+	const char *found = s;
+
+	while ((found = memmem(found, n - (size_t)(found - s), "/km-", 4)) != NULL) {
+		if ((size_t)(found - s) + 11 <= n && found[10] == '/')
+			return (size_t)(found - s) + 11;
+		found++;
+	}
+	return 0;
 }
 
 /* How much of a path at s is the machine's: "/usr/lib/gcc/x86_64-linux-gnu/12/include/" of ".../immintrin.h". */
 static size_t machine_prefix(const char *s)
 {
 	static const char *const folders[] = { "/usr/include/", "/usr/bin/", "/tmp/", "/km/" };
-	size_t n = scratch_prefix(s);
 	const char *include;
+	size_t n;
 
-	if (n)
-		return n;
 	for (size_t i = 0; i < sizeof(folders) / sizeof(*folders); i++)
 		if (starts_with(s, folders[i]))
 			return strlen(folders[i]);
 	if (!starts_with(s, "/usr/lib/"))
 		return 0;
-	n = strcspn(s, " \t\n:;,'\"");
+	n = path_length(s);
 	include = memmem(s, n, "/include/", 9);
 	if (include)
 		return (size_t)(include - s) + 9;
@@ -44,11 +50,20 @@ static size_t machine_prefix(const char *s)
 	return n;
 }
 
+/* A scratch folder is looked for once a path, not at each of its slashes: a path may be as long as the text. */
 static void clean(const char *text, size_t len, struct buf *out)
 {
-	for (size_t i = 0; i < len;) {
-		size_t skip = text[i] == '/' ? machine_prefix(text + i) : 0, n;
+	size_t path_end = 0;
 
+	for (size_t i = 0; i < len;) {
+		size_t skip = 0, n;
+
+		if (text[i] == '/' && i >= path_end) {
+			path_end = i + path_length(text + i);
+			skip = scratch_prefix(text + i, path_end - i);
+		}
+		if (text[i] == '/' && !skip)
+			skip = machine_prefix(text + i);
 		if (skip) {
 			i += skip;
 			continue;
