@@ -108,18 +108,30 @@ static bool holds(const char *path, const void *data, size_t len)
 	return same;
 }
 
+/* A link, pipe or device where the temporary file should be was put there by somebody else: it goes. So does a file that
+ * has another name too. */
+static bool is_foreign(const char *temporary)
+{
+	struct stat st;
+
+	return lstat(temporary, &st) == 0 && (!S_ISREG(st.st_mode) || st.st_nlink > 1);
+}
+
 /* Open the temporary file beside the target and lock it. Its name is fixed, so that what a killed process left is
  * used up by the next; the lock, and the look whether the name still means this file, keep two writers apart. */
 static int open_beside(const char *temporary)
 {
 	for (;;) {
 		struct stat mine, named;
-		int fd = open(temporary, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+		int fd;
 
+		if (is_foreign(temporary) && unlink(temporary) < 0)
+			return -1;
+		fd = open(temporary, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
 		if (fd < 0)
 			return -1;
-		if (flock(fd, LOCK_EX) == 0 && fstat(fd, &mine) == 0 && stat(temporary, &named) == 0 &&
-		    mine.st_ino == named.st_ino && mine.st_dev == named.st_dev)
+		if (flock(fd, LOCK_EX) == 0 && fstat(fd, &mine) == 0 && lstat(temporary, &named) == 0 &&
+		    mine.st_ino == named.st_ino && mine.st_dev == named.st_dev && S_ISREG(mine.st_mode) && mine.st_nlink == 1)
 			return fd;
 		close(fd);
 	}
