@@ -79,15 +79,31 @@ candidate() {
 	cmp good "$library"
 }
 
-@test "the cache is bounded: the oldest entries go" {
+@test "the cache is bounded: the oldest entries go, what is not an entry stays" {
+	local old older
+	old=$(printf '%064d' 1).so
+	older=$(printf '%064d' 2).so
 	mkdir -m 700 "$KM_CACHE"
-	truncate -s 300M "$KM_CACHE/old.so" "$KM_CACHE/older.so"
-	touch -d '2 days ago' "$KM_CACHE/old.so"
-	touch -d '3 days ago' "$KM_CACHE/older.so"
+	truncate -s 300M "$KM_CACHE/$old" "$KM_CACHE/$older" "$KM_CACHE/thesis.tar"
+	touch -d '2 days ago' "$KM_CACHE/$old"
+	touch -d '3 days ago' "$KM_CACHE/$older"
+	touch -d '4 days ago' "$KM_CACHE/thesis.tar"
 	compile "$TASK/baseline.c" >build.json
-	[ ! -e "$KM_CACHE/older.so" ]
-	[ -e "$KM_CACHE/old.so" ]
+	[ ! -e "$KM_CACHE/$older" ]
+	[ -e "$KM_CACHE/$old" ]
+	[ -e "$KM_CACHE/thesis.tar" ]
 	[ -e "$(jq -r .library build.json)" ]
+}
+
+@test "a link or a pipe in the place of the temporary file is not written to" {
+	mkdir out
+	echo precious >victim
+	ln -s ../victim out/.build.json.tmp
+	mkfifo out/.kernel.so.tmp
+	timeout 20 "$KM/km-compile" -t "$TASK" -o out/build.json "$TASK/baseline.c"
+	[ "$(cat victim)" = precious ]
+	[ -f out/build.json ] && [ ! -L out/build.json ]
+	[ -f out/kernel.so ]
 }
 
 @test "diagnostics: the first errors whole, no path of this machine, the same every time" {

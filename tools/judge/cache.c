@@ -1,6 +1,7 @@
 #include "cache.h"
 
 #include "file.h"
+#include "hash.h"
 #include "util.h"
 
 #include <dirent.h>
@@ -98,6 +99,12 @@ static int compare_use(const void *a, const void *b)
 	return x->tv_nsec < y->tv_nsec ? -1 : x->tv_nsec > y->tv_nsec;
 }
 
+/* "<sha256>.so" or "<sha256>.ref". Whatever else lies in the folder is not ours to delete. */
+static bool is_entry(const char *name)
+{
+	return strspn(name, "0123456789abcdef") == HASH_HEX && (!strcmp(name + HASH_HEX, ".so") || !strcmp(name + HASH_HEX, ".ref"));
+}
+
 static size_t list_entries(const char *folder, struct entry **entries, off_t *total)
 {
 	DIR *dir = opendir(folder);
@@ -110,7 +117,7 @@ static size_t list_entries(const char *folder, struct entry **entries, off_t *to
 		char *path = xasprintf("%s/%s", folder, item->d_name);
 		struct stat st;
 
-		if (starts_with(item->d_name, "lock-") || lstat(path, &st) < 0 || !S_ISREG(st.st_mode)) {
+		if (!is_entry(item->d_name) || lstat(path, &st) < 0 || !S_ISREG(st.st_mode)) {
 			free(path);
 			continue;
 		}
