@@ -117,6 +117,34 @@ cheat() {
 	found 'COMPILE_ERROR|INCORRECT_NUMERICAL|RUNTIME_ERROR' '-|compile-limit'
 }
 
+@test "a diagnostic of a million slashes" {
+	{
+		printf '#include "task.h"\n#error "'
+		head -c 1000000 /dev/zero | tr '\0' /
+		printf '"\n'
+	} >"$BATS_TEST_TMPDIR/kernel.c"
+	judge "$BATS_TEST_TMPDIR/kernel.c" toy_scale
+	found COMPILE_ERROR '-|compile-limit'
+}
+
+@test "an incumbent that does nothing when it is compared with" {
+	local folder
+	folder=$(task_folder toy_scale)
+	"$KM/km-compile" -t "$folder" "$CHEATS/idle-incumbent.c" >"$BATS_TEST_TMPDIR/incumbent.json"
+	"$KM/km-compile" -t "$folder" "$CHEATS/honest-plain.c" |
+		"$KM/km-bench" --versus "$BATS_TEST_TMPDIR/incumbent.json" - >"$BATS_TEST_TMPDIR/bench.json"
+	jq -e '.status == "PASSED" and .versus == null and (.message | contains("INCORRECT_NUMERICAL"))' "$BATS_TEST_TMPDIR/bench.json"
+}
+
+# Half of its calls must not seem to take nothing: the kernel beside it is the same without the trick.
+@test "stale accounts bring no speed" {
+	local score
+	judge "$CHEATS/honest-plain.c" toy_scale
+	score=$(jq .score "$BATS_TEST_TMPDIR/bench.json")
+	judge "$CHEATS/stale-accounts.c" toy_scale
+	jq -e --argjson honest "$score" '.score == null or .score < 1.1 * $honest' "$BATS_TEST_TMPDIR/bench.json"
+}
+
 @test "bytes that are no text" {
 	{ cat "$CHEATS/honest-plain.c"; printf '\0\377\376\001\033[2J'; } >"$BATS_TEST_TMPDIR/kernel.c"
 	judge "$BATS_TEST_TMPDIR/kernel.c" toy_scale
@@ -290,3 +318,8 @@ cheat() {
 @test "honest gqa" { cheat honest-gqa; }
 @test "forged early short call" { cheat forged-early-short-call; }
 @test "woken by rseq" { cheat woken-by-rseq; }
+@test "stale accounts" { cheat stale-accounts; }
+@test "choosy" { cheat choosy; }
+@test "idle incumbent" { cheat idle-incumbent; }
+@test "hidden ifunc" { cheat hidden-ifunc; }
+@test "line macro" { cheat line-macro; }
