@@ -323,3 +323,4 @@ cheat() {
 @test "idle incumbent" { cheat idle-incumbent; }
 @test "hidden ifunc" { cheat hidden-ifunc; }
 @test "line macro" { cheat line-macro; }
+@test "printed lengths" { cheat printed-lengths; }

@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 enum {
-	RULES_VERSION = 3, /* part of the cache key: raise it when what is refused changes */
+	RULES_VERSION = 4, /* part of the cache key: raise it when what is refused changes */
 	MEMORY_MAX_GB = 4,
 	STDERR_MAX = 1 << 20,
 	PROCESSES_MAX = 64,
@@ -175,14 +175,15 @@ static void job_release(struct job *job)
 
 /* ---- running it ------------------------------------------------------------------------------------------------------- */
 
-/* The four results come over stdout behind their lengths, so that the sandbox needs no place to write to. */
+/* The four results come over stdout behind their lengths, so that the sandbox needs no place to write to. Nothing else may be
+ * written there: .print has the assembler say what the source likes, other lengths for one. */
 static char *make_script(const struct job *job)
 {
 	return xasprintf("set -e\n"
 			 "%s %s -march=%s -fdiagnostics-color=never -fmessage-length=0 -fmax-errors=20 -MD -MT x -MF \"$TMPDIR/c.d\" "
-			 "-S -o \"$TMPDIR/kernel.s\" kernel.c\n"
-			 "%s \"-Wa,--MD,$TMPDIR/s.d\" -c -o \"$TMPDIR/kernel.o\" \"$TMPDIR/kernel.s\"\n"
-			 "%s %s -o \"$TMPDIR/kernel.so\" \"$TMPDIR/kernel.o\" %s\n"
+			 "-S -o \"$TMPDIR/kernel.s\" kernel.c >&2\n"
+			 "%s \"-Wa,--MD,$TMPDIR/s.d\" -c -o \"$TMPDIR/kernel.o\" \"$TMPDIR/kernel.s\" >&2\n"
+			 "%s %s -o \"$TMPDIR/kernel.so\" \"$TMPDIR/kernel.o\" %s >&2\n"
 			 "cd \"$TMPDIR\"\n"
 			 "for f in c.d s.d kernel.o kernel.so; do wc -c <$f; done\n"
 			 "cat c.d s.d kernel.o kernel.so\n",
