@@ -132,6 +132,21 @@ static void update_best(const struct measured *m, const cJSON *attempt)
 	json_set_number(m->w->document, "cycles_since_best", 0);
 }
 
+/* Is this attempt a gain over an earlier kernel, an attempt at `node`? Where the judge compared with that very kernel its
+ * word counts, since times of two judgements are hardly comparable; else the scores. */
+static bool gains_over(const struct measured *m, const char *node, const cJSON *earlier)
+{
+	const cJSON *rival = json_get(m->plan, "best");
+	const char *name = json_string(rival, "node"), *verdict = json_string(json_get(m->bench, "versus"), "verdict");
+
+	if (!m->passed)
+		return false;
+	if (!world_is_paper(m->w) && verdict && name && strcmp(name, node) == 0 &&
+	    json_number(rival, "attempt", 0) == json_number(earlier, "attempt", -1))
+		return strcmp(verdict, "better") == 0;
+	return cycle_gain(m->w, json_number(earlier, "score", 0), json_number(earlier, "noise", 0), m->score, m->noise);
+}
+
 /* ---- cycles ----------------------------------------------------------------------------------------------------- */
 
 static cJSON *attempt_record(const struct measured *m)
@@ -179,19 +194,21 @@ static void count(cJSON *object, const char *key, bool reset)
 	json_set_number(object, key, reset ? 0 : json_number(object, key, 0) + 1);
 }
 
-/* The attempt is already the last of the cycle's list. */
+/* The attempt is already the last of the cycle's list, and the world's best is up to date: who is that is also the best
+ * of its cycle, and ahead of its parent. */
 static void update_streaks(const struct measured *m, cJSON *cycle)
 {
-	const cJSON *best = attempt_of(cycle, json_number(cycle, "best", 0)), *parent = node_solution(&m->w->nodes[m->w->nodes[m->node].parent]);
-	bool gain = m->passed && (!best || cycle_gain(m->w, json_number(best, "score", 0), json_number(best, "noise", 0), m->score, m->noise));
+	const struct node *node = &m->w->nodes[m->node], *above = &m->w->nodes[node->parent];
+	const cJSON *best = attempt_of(cycle, json_number(cycle, "best", 0)), *parent = node_solution(above);
+	bool first_of_all = !world_is_paper(m->w) && is_best(m);
+	bool gain = m->passed && (!best || first_of_all || gains_over(m, node->id, best));
 
 	count(cycle, "streak_best", gain);
 	if (gain)
 		json_set_number(cycle, "best", m->attempt);
 	if (!parent || !cJSON_IsNumber(json_get(cycle, "best")))
 		return;
-	gain = m->passed && cycle_gain(m->w, json_number(parent, "score", 0), json_number(parent, "noise", 0), m->score, m->noise);
-	count(cycle, "streak_parent", gain);
+	count(cycle, "streak_parent", first_of_all || gains_over(m, above->id, parent));
 }
 
 static void prune_by_rule(struct world *w, long top)
@@ -285,7 +302,7 @@ static void measure_late(struct measured *m, const cJSON *attempt)
 	struct node *node = &m->w->nodes[m->node];
 	const cJSON *solution = node_solution(node);
 
-	if (m->passed && solution && cycle_gain(m->w, json_number(solution, "score", 0), json_number(solution, "noise", 0), m->score, m->noise))
+	if (solution && gains_over(m, node->id, solution))
 		json_set(node->json, "solution", solution_of(m, node->id, attempt));
 }
 

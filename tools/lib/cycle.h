@@ -5,7 +5,9 @@
  *   DUPLICATE: an attempt that counts in both streaks, but no evaluation. A kernel whose source or code another slot of
  *       the same round has brought before is one too.
  *   UNRECORDED: neither; it ends the cycle. A node without a passed attempt is set aside as "unrecorded".
- * A gain of b over a is `b > a` under POLICY=paper, and b > a * (1 + max(0.01, 2 x the larger noise)) by default.
+ * A gain of b over a is `b > a` under POLICY=paper, and b > a * (1 + max(0.01, 2 x the larger noise)) by default; but
+ * by default, where b was measured in turns against a itself (the plan's best), that verdict decides, and the world's
+ * new best is a gain over its cycle's best and over its parent.
  * Streaks: attempts in a row without a new cycle best; and, once one has passed and the parent has a score, attempts in
  * a row without a gain over the parent. Either reaching K ends the cycle. If one has passed, the cycle's best closes the
  * node, even if slower than the parent. If none has, the node is open again with one more failed cycle, and by default
