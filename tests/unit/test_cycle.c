@@ -130,6 +130,53 @@ static void k_attempts_without_a_new_best_end_the_cycle(void **state)
 	world_release(&w);
 }
 
+static const char *play_against(struct world *w, double score, const char *versus)
+{
+	cJSON *plan = plan_of(w);
+	const char *outcome = judge(w, plan, 0, "PASSED", score, versus, NULL);
+
+	cJSON_Delete(plan);
+	return outcome;
+}
+
+static double cycle_best(const struct world *w, const char *id)
+{
+	return json_number(json_get(node_of(w, id)->json, "cycle"), "best", 0);
+}
+
+static void within_a_cycle_the_judges_comparison_decides(void **state)
+{
+	struct world w = first_world(1, 2, "default");
+	const char *a = insert(&w, "root", "A", 0.9, 2);
+
+	(void)state;
+	play_against(&w, 100, NULL);
+	play_against(&w, 90, "better"); /* a slower day for both: still a gain over the best, which is the cycle's */
+	assert_true(cycle_best(&w, a) == 2);
+	assert_null(play_against(&w, 140, "equal"));
+	assert_true(cycle_best(&w, a) == 2);
+	assert_string_equal(play_against(&w, 140, "worse"), "closed");
+	assert_true(json_number(node_solution(node_of(&w, a)), "attempt", 0) == 2);
+	world_release(&w);
+}
+
+static void the_search_s_new_best_is_its_cycles_best(void **state)
+{
+	struct world w = first_world(1, 3, "default");
+	const char *a = insert(&w, "root", "A", 0.9, 2), *b;
+
+	(void)state;
+	play_against(&w, 100, NULL);
+	for (int i = 0; i < 3; i++)
+		play_against(&w, 50, "worse");
+	assert_int_equal(node_of(&w, a)->status, NODE_CLOSED);
+	b = insert(&w, "root", "B", 0.8, 2);
+	play_against(&w, 120, "equal");
+	play_against(&w, 110, "better"); /* against A's kernel, which is the best; less than the score before */
+	assert_true(cycle_best(&w, b) == 2);
+	world_release(&w);
+}
+
 static void by_the_paper_any_gain_counts(void **state)
 {
 	struct world w = first_world(1, 3, "paper");
@@ -634,6 +681,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(modes_and_bases_follow_the_cycle),
 		cmocka_unit_test(k_attempts_without_a_new_best_end_the_cycle),
+		cmocka_unit_test(within_a_cycle_the_judges_comparison_decides),
+		cmocka_unit_test(the_search_s_new_best_is_its_cycles_best),
 		cmocka_unit_test(by_the_paper_any_gain_counts),
 		cmocka_unit_test(the_margin_grows_with_the_noise),
 		cmocka_unit_test(not_beating_the_parent_ends_the_cycle),
