@@ -63,7 +63,7 @@ shake() {
 }
 
 @test "replays with other times and 10 % of the verdicts turned all end with a table" {
-	local n best
+	local n
 	for ((n = 1; n <= REPLAYS / 2; n++)); do
 		shake "$BATS_TEST_TMPDIR/shaken" "$n" 0.1
 		run km_run a FROM="$BATS_TEST_TMPDIR/shaken"
