@@ -93,6 +93,13 @@ int stat(const char *restrict path, struct stat *restrict st)
 	return fstatat(AT_FDCWD, place(path, other), st, 0);
 }
 
+int lstat(const char *restrict path, struct stat *restrict st)
+{
+	char other[4096];
+
+	return fstatat(AT_FDCWD, place(path, other), st, AT_SYMLINK_NOFOLLOW);
+}
+
 int rename(const char *from, const char *to)
 {
 	static int (*next)(const char *, const char *);

@@ -118,10 +118,11 @@ static bool is_foreign(const char *temporary)
 }
 
 /* Open the temporary file beside the target and lock it. Its name is fixed, so that what a killed process left is
- * used up by the next; the lock, and the look whether the name still means this file, keep two writers apart. */
+ * used up by the next; the lock, and the look whether the name still means this file, keep two writers apart. A file
+ * system where the name never means the file that was opened gives EBUSY. */
 static int open_beside(const char *temporary)
 {
-	for (;;) {
+	for (int tries = 0; tries < 1000; tries++) {
 		struct stat mine, named;
 		int fd;
 
@@ -135,6 +136,8 @@ static int open_beside(const char *temporary)
 			return fd;
 		close(fd);
 	}
+	errno = EBUSY;
+	return -1;
 }
 
 static int sync_folder(const char *folder)
