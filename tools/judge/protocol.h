@@ -16,6 +16,12 @@
  *   any                           FAULT value: signal; where[0]: address; where[1]: system call (SIGSYS)
  *
  * The runner gets pointers in args that are already its own addresses, so it need not know the task.
+ *
+ * bin/km-runner-cuda differs in CALL: value is an enum protocol_mode, where[0] the serial for the page (keeper_protocol.h),
+ * where[1] the number of calls, text holds struct keeper_patch for a batch. Its answer to CALL is ENQUEUED (value: the
+ * first return value of km_run that is not 0, else 0) and comes before the work is done; the question TIMES then gets
+ * ANSWER value: the CUDA error that synchronising brought, 0 if none; where[0]: the bits of a double, seconds between its
+ * two events. It may be started without LOAD: then CALL runs an empty kernel of its own.
  */
 #ifndef KM_PROTOCOL_H
 #define KM_PROTOCOL_H
@@ -31,9 +37,15 @@ enum {
 
 enum protocol_kind {
 	/* keeper to runner */
-	PROTOCOL_SETUP = 1, PROTOCOL_LOAD, PROTOCOL_INIT, PROTOCOL_WORKSPACE, PROTOCOL_POPULATE, PROTOCOL_CALL,
+	PROTOCOL_SETUP = 1, PROTOCOL_LOAD, PROTOCOL_INIT, PROTOCOL_WORKSPACE, PROTOCOL_POPULATE, PROTOCOL_CALL, PROTOCOL_TIMES,
 	/* runner to keeper */
-	PROTOCOL_HELLO, PROTOCOL_LOADED, PROTOCOL_ANSWER, PROTOCOL_FAULT,
+	PROTOCOL_HELLO, PROTOCOL_LOADED, PROTOCOL_ANSWER, PROTOCOL_ENQUEUED, PROTOCOL_FAULT,
+};
+
+enum protocol_mode {
+	PROTOCOL_QUEUED, /* behind a kernel that waits for the keeper's release */
+	PROTOCOL_IDLE,   /* on an idle stream, at once: no release */
+	PROTOCOL_BATCH,  /* queued, several calls in a row */
 };
 
 enum { PROTOCOL_INPUT, PROTOCOL_OUTPUT, PROTOCOL_SCRATCH, PROTOCOL_SLABS }; /* the slabs, in this order */

@@ -1,0 +1,109 @@
+/* keeper_protocol.h - what km-bench and bin/km-keeper-cuda say to each other.
+ *
+ * km-bench holds no context on the device, so no fault there can take it down. The keeper process holds one, and all
+ * that is trusted on the device: the memory of all tensors, the generator and its seeds, the reference, the comparer,
+ * and the clock. It is started as
+ *
+ *	km-keeper-cuda SOCKET DEVICE TASK-FOLDER REFERENCE.so PARTICIPANTS WORKLOAD...
+ *
+ * (a descriptor, the ordinal of a device, counts and indices as decimal numbers). One message is one packet of a
+ * SOCK_SEQPACKET socket pair, always sizeof(struct keeper_message) bytes. km-bench asks, the keeper answers with DONE
+ * or FAILED (value: an exit code of error.h, text: why; nothing else of the answer counts), one question at a time.
+ *
+ *   question                       DONE
+ *   OPEN                           device: what it is. The memory for the largest of the workloads is there
+ *   START who                      descriptors (SCM_RIGHTS, in this order): input slab, output slab, scratch slab, page;
+ *                                  bytes[]: of the three slabs. A slab is a CUDA allocation exported as a POSIX
+ *                                  descriptor, the page a memfd of KEEPER_PAGE_BYTES
+ *   MAPPED who, where[]            the addresses at which the runner has the three slabs
+ *   SELECT who, workload, count    count: bytes of workspace that this participant has from now on
+ *   INPUTS workload, set, value    value 1: scalars vary
+ *   PREPARE who, value, count      value: enum protocol_mode (protocol.h); count: calls of a batch (else 1). Poison,
+ *                                  guards, workspace and flush are under way, for PROTOCOL_IDLE they are done.
+ *                                  args: for CALL; patch[]: of a batch
+ *   RELEASE who, seconds           outcome; window, prepare, usual
+ *   CHECK who, value               value 1: all rows. Only of the last call. check, broken
+ *   COUNTS workload                flops, bytes_moved
+ *   CONTROL                        seconds: what a known kernel took; FAILED if the device does not work
+ *   STOP who                       this participant's slab and page are gone
+ *
+ * The end of the socket is the end of the keeper.
+ *
+ * The clock. PREPARE leaves the flush of the caches running and answers; km-bench asks the runner to enqueue; the runner
+ * enqueues a kernel of one block that writes the serial to page.arrived and spins until page.release holds it, an event,
+ * the work of km_run, an event; says so, synchronises, and writes page.done. RELEASE waits for the flush, then for
+ * page.arrived, takes the time t0, writes page.release, waits for page.done, copies some rows of the output by the copy
+ * engine, and takes the time t1. window = t1 - t0. (On an H200 each switch between two contexts costs 140 us, and this order has
+ * none inside the window: an empty kernel's window is 159 us with quartiles 2 us apart; go-and-wait had 305 to 329 us.)
+ */
+#ifndef KM_KEEPER_PROTOCOL_H
+#define KM_KEEPER_PROTOCOL_H
+
+#include "compare.h"
+#include "protocol.h"
+
+#include <stdint.h>
+
+enum { KEEPER_MAGIC = 0x6b6d3162, KEEPER_TEXT_MAX = 600, KEEPER_PAGE_BYTES = 65536, KEEPER_PATCHES = 32 };
+
+/* The page that a runner shares with the keeper. Nobody believes what a runner writes there but "arrived" and "done",
+ * as marks in time. */
+struct keeper_page {
+	volatile uint32_t arrived, pad0[31]; /* by the runner's first kernel */
+	volatile uint32_t release, pad1[31]; /* by the keeper */
+	volatile uint32_t done, pad2[31];    /* by the runner, when its stream is at its end */
+};
+
+enum keeper_kind {
+	KEEPER_OPEN = 1, KEEPER_START, KEEPER_MAPPED, KEEPER_SELECT, KEEPER_INPUTS, KEEPER_PREPARE, KEEPER_RELEASE,
+	KEEPER_CHECK, KEEPER_COUNTS, KEEPER_CONTROL, KEEPER_STOP,
+	KEEPER_DONE, KEEPER_FAILED,
+};
+
+enum keeper_outcome {
+	KEEPER_RAN,        /* done was seen in time */
+	KEEPER_NO_ARRIVAL, /* the runner's first kernel did not start within a second of the flush's end */
+	KEEPER_LATE,       /* not done within `seconds` */
+};
+
+enum keeper_broken { KEEPER_WHOLE, KEEPER_INPUT_CHANGED, KEEPER_INPUT_GUARD, KEEPER_OUTPUT_GUARD, KEEPER_WORKSPACE_GUARD };
+
+struct keeper_device {
+	char name[64], uuid[48]; /* uuid: "GPU-..." */
+	int32_t major, minor, processors, clock_mhz, memory_mhz, bus_bits;
+	int64_t l2_bytes, memory_bytes;
+	double bandwidth;        /* bytes/s, of the datasheet: memory_mhz x 2 x bus_bits / 8 */
+	double driver;           /* 13.0 */
+};
+
+/* Output pointers of a batch: call i has patch.step * i added to the 8 bytes at patch.member of args. */
+struct keeper_patch {
+	uint32_t member, reserved;
+	uint64_t step;
+};
+
+struct keeper_found {
+	int32_t output, broken, tensor;  /* output: the first that is wrong, -1 none; broken: enum keeper_broken, of which tensor */
+	double max_abs_error, max_rel_error;
+	struct compare_result wrong;     /* of that output */
+};
+
+struct keeper_message {
+	uint32_t magic, kind;
+	uint64_t serial;                    /* of PREPARE: the number that arrived, release and done will hold */
+	int32_t who, workload, set, outcome;
+	int64_t value, count;
+	double seconds;
+	double window, prepare, usual;      /* seconds; prepare: from the first launch to the end of the flush; usual: what
+	                                     * that takes when nobody else uses the device, for these sizes */
+	double flops, bytes_moved;
+	uint64_t where[PROTOCOL_SLABS], bytes[PROTOCOL_SLABS];
+	uint32_t args_bytes, patch_count;
+	struct keeper_patch patch[KEEPER_PATCHES];
+	struct keeper_device device;
+	struct keeper_found found;
+	unsigned char args[PROTOCOL_ARGS_MAX] __attribute__((aligned(16)));
+	char text[KEEPER_TEXT_MAX];
+};
+
+#endif
