@@ -81,7 +81,7 @@ load helpers
 @test "every program prints its usage on -h and refuses an unknown option with exit 2" {
 	local program
 	for program in "$KM"/km-*; do
-		case $program in *km-runner-*) continue ;; esac
+		case $program in *km-runner-* | *km-keeper-*) continue ;; esac
 		run "$program" -h
 		[ "$status" -eq 0 ]
 		[[ ${lines[0]} == "Usage: ${program##*/} "* ]]
