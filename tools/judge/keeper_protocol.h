@@ -76,9 +76,10 @@ struct keeper_device {
 	double driver;           /* 13.0 */
 };
 
-/* Output pointers of a batch: call i has patch.step * i added to the 8 bytes at patch.member of args. */
+/* Output pointers of a batch: call i has patch.step * (i % patch.copies) added to the 8 bytes at patch.member of args.
+ * There are as many copies of the outputs as fit into their slab, and no more than calls; copies >= 1. */
 struct keeper_patch {
-	uint32_t member, reserved;
+	uint32_t member, copies;
 	uint64_t step;
 };
 
