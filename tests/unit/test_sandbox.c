@@ -137,6 +137,39 @@ static void test_nothing_left(void **state)
 	process_result_release(&r);
 }
 
+/* A node of /dev, a folder of libraries, a variable: each is there if it is asked for, and can do what it could outside. */
+static void test_extras(void **state)
+{
+	char folder[] = "/var/tmp/km-test-XXXXXX", script[200];
+	const char *const argv[] = { "/bin/sh", "-c", script, NULL }, *const devices[] = { "/dev/null", NULL };
+	const char *const folders[] = { folder, "/usr/lib", NULL }, *const variables[] = { "KM_A=1 2", "KM_B=", NULL };
+	struct sandbox_spec spec = { .argv = argv, .limits = usual };
+	struct process_result r;
+	struct error err;
+
+	(void)state;
+	assert_non_null(mkdtemp(folder));
+	snprintf(script, sizeof(script), "echo x >/dev/null && test -c /dev/null && echo \"$KM_A,${KM_B-unset}\"; ls -d %s; "
+		 "echo x 2>/dev/null >%s/x || echo closed", folder, folder);
+	for (int with = 0; with < 2; with++) {
+		char expected[100];
+
+		if (with) {
+			spec.devices = devices;
+			spec.libraries = folders;
+			spec.environment = variables;
+		}
+		snprintf(expected, sizeof(expected), with ? "1 2,\n%s\nclosed\n" : ",unset\nclosed\n", folder);
+		assert_int_equal(sandbox_run(&spec, NULL, 0, 1 << 12, 1 << 12, &r, &err), 0);
+		assert_string_equal(r.output.data, expected);
+		process_result_release(&r);
+	}
+	rmdir(folder);
+	spec.environment = (const char *const[]){ "=x", NULL };
+	assert_int_equal(sandbox_run(&spec, NULL, 0, 1, 1, &r, &err), -1);
+	process_result_release(&r);
+}
+
 static void test_files(void **state)
 {
 	static const char script[] = "#!/bin/sh\necho \"got $(cat data)\"; echo x 2>/dev/null >data || echo read-only\n";
@@ -217,7 +250,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_no_bubblewrap), cmocka_unit_test(test_world), cmocka_unit_test(test_status),
 		cmocka_unit_test(test_limits), cmocka_unit_test(test_nothing_left), cmocka_unit_test(test_files),
-		cmocka_unit_test(test_stop),
+		cmocka_unit_test(test_extras), cmocka_unit_test(test_stop),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -251,11 +251,28 @@ struct launch {
 	pid_t parent;
 };
 
+enum { MAX_ENVIRONMENT = 16 };
+
+/* More than fits is refused by sandbox_start. Bubblewrap gets its program's own by --setenv. */
+static void fill_environment(const struct launch *l, const char **environment)
+{
+	size_t n = 0;
+
+	environment[n++] = "PATH=/usr/bin:/bin";
+	environment[n++] = "LC_ALL=C";
+	environment[n++] = l->environment;
+	for (size_t i = 0; l->spec->no_sandbox && l->spec->environment && l->spec->environment[i]; i++)
+		environment[n++] = l->spec->environment[i];
+	environment[n] = NULL;
+}
+
 static void launch_child(const struct launch *l)
 {
-	const char *const environment[] = { "PATH=/usr/bin:/bin", "LC_ALL=C", l->environment, NULL };
+	const char *environment[MAX_ENVIRONMENT + 4];
 	const struct sandbox_spec *spec = l->spec;
 	int saved;
+
+	fill_environment(l, environment);
 
 	setsid();
 	offer_to_oom_killer();
@@ -359,6 +376,24 @@ static void add_system(struct words *w, const struct sandbox_limits *limits)
 	words_from(w, (const char *const[]){ "--tmpfs", "/tmp", NULL });
 	words_number(w, "--size", (limits->scratch_mb ? limits->scratch_mb : DEFAULT_MB) * MB);
 	words_from(w, (const char *const[]){ "--tmpfs", "/dev/shm", "--perms", "0755", "--dir", "/km", NULL });
+}
+
+/* Devices, libraries and variables of one program. What is below /usr is there already. */
+static void add_extras(struct words *w, const struct sandbox_spec *spec)
+{
+	for (const char *const *at = spec->devices; at && *at; at++)
+		words_from(w, (const char *const[]){ "--dev-bind", *at, *at, NULL });
+	if (spec->libraries)
+		words_from(w, (const char *const[]){ "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", NULL });
+	for (const char *const *at = spec->libraries; at && *at; at++)
+		if (!starts_with(*at, "/usr/"))
+			words_from(w, (const char *const[]){ "--ro-bind", *at, *at, NULL });
+	for (const char *const *at = spec->environment; at && *at; at++) {
+		char *name = xstrndup(*at, strcspn(*at, "="));
+
+		words_from(w, (const char *const[]){ "--setenv", name, *at + strcspn(*at, "=") + 1, NULL });
+		free(name);
+	}
 }
 
 static void add_files(struct words *w, const struct sandbox_spec *spec, const int *files)
@@ -492,6 +527,7 @@ static int start_inside(struct sandbox *s, const struct sandbox_spec *spec, stru
 		inherit[count - 1] = status[1];
 		word(&w, bwrap);
 		add_system(&w, &spec->limits);
+		add_extras(&w, spec);
 		add_files(&w, spec, files);
 		words_number(&w, "--json-status-fd", (unsigned long)status[1]);
 		add_program(&w, spec);
@@ -548,10 +584,25 @@ static int start_outside(struct sandbox *s, const struct sandbox_spec *spec, str
 	return result;
 }
 
+static bool extras_fit(const struct sandbox_spec *spec)
+{
+	size_t n = 0;
+
+	for (const char *const *at = spec->environment; at && *at; at++, n++)
+		if ((*at)[0] == '=' || !strchr(*at, '='))
+			return false;
+	return n <= MAX_ENVIRONMENT;
+}
+
 struct sandbox *sandbox_start(const struct sandbox_spec *spec, struct error *err)
 {
-	struct sandbox *s = xcalloc(1, sizeof(*s));
+	struct sandbox *s;
 
+	if (!extras_fit(spec)) {
+		error_set(err, KM_EXIT_ENVIRONMENT, "too many variables for a sandbox, or one without '='");
+		return NULL;
+	}
+	s = xcalloc(1, sizeof(*s));
 	s->init_handle = s->status_fd = -1;
 	s->start = monotonic_seconds();
 	s->wall_seconds = spec->limits.wall_seconds;

@@ -2,7 +2,8 @@
  *
  * What the program sees: a read-only /usr with the /bin /lib /lib64 links, an empty environment but PATH, HOME, TMPDIR
  * and LC_ALL=C, a private /tmp (and /dev/shm) of scratch_mb, a minimal read-only /dev, a /proc of its own pid
- * namespace, no network, no user database, and the files that it is handed, read-only, in its working folder /km. As
+ * namespace, no network, no user database, and the files that it is handed, read-only, in its working folder /km; and
+ * what `devices`, `libraries` and `environment` name beside that. As
  * root the program runs as uid and gid 65534 with no supplementary groups; as another user it stays that user. It
  * holds the three standard descriptors and those of `keep`, nothing else.
  *
@@ -50,6 +51,10 @@ struct sandbox_spec {
 	size_t file_count;
 	const int *keep; /* descriptors that the program inherits under the same number (all > 2): sockets, memfds */
 	size_t keep_count;
+	const char *const *devices;     /* nodes below /dev to read and write; ends with NULL; NULL: none */
+	const char *const *libraries;   /* folders of libraries, absolute, without links in them, read-only under the same path,
+	                                 * and the loader's cache /etc/ld.so.cache; ends with NULL; NULL: none */
+	const char *const *environment; /* "NAME=VALUE", beside the four named above; ends with NULL; NULL: none */
 	int stdin_fd, stdout_fd, stderr_fd; /* -1: /dev/null */
 	struct sandbox_limits limits;
 	bool no_sandbox;
