@@ -9,6 +9,10 @@ install: all ## copy programs and man pages to PREFIX=/usr/local
 	$(Q)install $(PROGRAMS:%=$(BIN)/%) $(RUNNERS) $(DESTDIR)$(PREFIX)/bin
 	$(Q)for page in $(MAN_PAGES); do install -m 644 "$$page" $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}; done
 
+BUNDLE ?= bin/kernel-make.tar.gz
+bundle: all ## an archive for a GPU host without -dev packages: BUNDLE=bin/kernel-make.tar.gz
+	$(Q)tools/bundle $(BIN) $(BUNDLE)
+
 doctor: ## what this machine lacks, and how to get it
 	$(Q)tools/doctor
 
@@ -17,4 +21,4 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile tools/mk/*.mk | sort | awk -F '\t' '{ printf "%-16s%s\n", $$1, $$2 }'
 	@echo "Variables of a run: tools/run -h. V=1 shows commands, make -n lists the steps."
 
-.PHONY: install doctor help
+.PHONY: install bundle doctor help

@@ -23,7 +23,13 @@ CUDA_PROGRAMS := $(if $(KEEPER_SOURCES),$(BIN)/km-keeper-cuda) $(if $(CUDA_RUNNE
 # What runs kernels, and is started by km-bench.
 RUNNERS := $(PLAIN_RUNNERS) $(if $(NVCC),$(CUDA_PROGRAMS))
 
-all: $(PROGRAMS:%=$(BIN)/%) $(RUNNERS) $(if $(NVCC),,$(OBJ)/no-nvcc) ## build the programs into bin/
+# In an archive that `make bundle` made the programs are there and nothing else is needed to run them.
+BUNDLED := $(wildcard $(BIN)/lib/bwrap.program)
+all: $(if $(BUNDLED),,$(PROGRAMS:%=$(BIN)/%) $(RUNNERS) $(if $(NVCC),,$(OBJ)/no-nvcc)) ## build the programs into bin/
+
+ifeq ($(BUNDLED),)
+# A bundle's libraries are in lib/ beside its programs.
+RPATH := -Wl$(comma)-rpath$(comma)'$$ORIGIN/lib'
 
 # A changed command line rebuilds: this file holds the last one.
 FLAGS := $(CC) $(ALL_CFLAGS) $(WERROR) $(NVCC) $(NVCC_FLAGS) $(NVCC_TARGETS)
@@ -60,7 +66,7 @@ $(OBJ)/libjudge.a: $(JUDGE_SOURCES:tools/%.c=$(OBJ)/%.o)
 
 $(BIN)/km-%: $(OBJ)/km-%.o $(OBJ)/libjudge.a $(OBJ)/libkm.a
 	@mkdir -p $(@D)
-	$(Q)new=$(@D)/.$(@F).$$$$; $(CC) $(ALL_CFLAGS) $(filter %.o %.a,$^) -o $$new $(LIBS) $(if $(filter llm,$*),-lcurl) -ldl; mv $$new $@
+	$(Q)new=$(@D)/.$(@F).$$$$; $(CC) $(ALL_CFLAGS) $(filter %.o %.a,$^) -o $$new $(RPATH) $(LIBS) $(if $(filter llm,$*),-lcurl) -ldl; mv $$new $@
 
 # The runner executes what is not trusted, under seccomp: it stays plain even among sanitized programs.
 $(RUNNER_SOURCES:tools/%.c=$(OBJ)/%.o): $(OBJ)/judge/%.o: tools/judge/%.c $(OBJ)/flags
@@ -82,7 +88,7 @@ $(OBJ)/%.o: tools/%.cu $(OBJ)/flags
 
 $(BIN)/km-keeper-cuda: $(KEEPER_SOURCES:tools/%.c=$(OBJ)/%.o) $(DEVICE_SOURCES:tools/%.cu=$(OBJ)/%.o) $(OBJ)/libjudge.a $(OBJ)/libkm.a
 	@mkdir -p $(@D)
-	$(Q)new=$(@D)/.$(@F).$$$$; $(NVCC) -cudart static $(patsubst %,-Xcompiler '%',$(subst $(comma),\$(comma),$(SANITIZERS))) -Xlinker -zrelro$(comma)-znow $(filter %.o %.a,$^) -o $$new $(LIBS) -ldl; mv $$new $@
+	$(Q)new=$(@D)/.$(@F).$$$$; $(NVCC) -cudart static $(patsubst %,-Xcompiler '%',$(subst $(comma),\$(comma),$(SANITIZERS))) -Xlinker -zrelro$(comma)-znow $(filter %.o %.a,$^) -o $$new $(LIBS) -ldl -Xlinker '-rpath=$$ORIGIN/lib'; mv $$new $@
 
 $(BIN)/km-runner-cuda: $(CUDA_RUNNER_SOURCES:tools/%.cu=$(OBJ)/%.o)
 	@mkdir -p $(@D)
@@ -94,6 +100,7 @@ $(OBJ)/no-nvcc: $(OBJ)/flags
 
 -include $(wildcard $(OBJ)/*.d $(OBJ)/*/*.d)
 .PRECIOUS: $(OBJ)/%.o
+endif
 
 clean: ## remove what was built (never anything in state/)
 	$(Q)rm -rf bin/.build bin/km-* bin/.km-*
