@@ -13,7 +13,39 @@ __device__ static unsigned shared_address(const void *p)
 /* 16 bytes to shared memory; zeros if not `valid`. */
 __device__ static void copy_async(void *to, const void *from, bool valid)
 {
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0));
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+
+__device__ static void copy_commit()
+{
+	asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until no more than PENDING groups are under way. */
+template <int PENDING> __device__ static void copy_wait()
+{
+	asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+/* Four, or two, matrices of 8 x 8 halves; lane i gives the address of row i % 8 of matrix i / 8. */
+__device__ static void load_matrix4(unsigned *to, const void *row)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+		     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+}
+
+__device__ static void load_matrix2(unsigned *to, const void *row)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+		     : "=r"(to[0]), "=r"(to[1]) : "r"(shared_address(row)) : "memory");
+}
+
+/* 16 x 8 sums += 16 x 16 times 16 x 8 halves. */
+__device__ static void multiply_add(float *sum, const unsigned *a, const unsigned *b)
+{
+	asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+		     : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+		     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 /* A tile of ROWS rows and BK halves each, in chunks of 16 bytes, exchanged within a row so that eight rows of one chunk
@@ -61,19 +93,12 @@ template <int BM, int BN, int BK, int WARPS_M, int WARPS_N, int STAGES> struct g
 			unsigned a[ROWS][4], b[COLUMNS][2];
 
 			for (int i = 0; i < ROWS; i++)
-				asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-					     : "=r"(a[i][0]), "=r"(a[i][1]), "=r"(a[i][2]), "=r"(a[i][3])
-					     : "r"(shared_address(s->a.at(wm + 16 * i + lane % 16, 2 * k + lane / 16))));
+				load_matrix4(a[i], s->a.at(wm + 16 * i + lane % 16, 2 * k + lane / 16));
 			for (int j = 0; j < COLUMNS; j++)
-				asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-					     : "=r"(b[j][0]), "=r"(b[j][1])
-					     : "r"(shared_address(s->b.at(wn + 8 * j + lane % 8, 2 * k + lane / 8 % 2))));
+				load_matrix2(b[j], s->b.at(wn + 8 * j + lane % 8, 2 * k + lane / 8 % 2));
 			for (int i = 0; i < ROWS; i++)
 				for (int j = 0; j < COLUMNS; j++)
-					asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
-						     "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-						     : "+f"(sum[i][j][0]), "+f"(sum[i][j][1]), "+f"(sum[i][j][2]), "+f"(sum[i][j][3])
-						     : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j][0]), "r"(b[j][1]));
+					multiply_add(sum[i][j], a[i], b[j]);
 		}
 	}
 
@@ -101,16 +126,16 @@ template <int BM, int BN, int BK, int WARPS_M, int WARPS_N, int STAGES> struct g
 
 		for (int s = 0; s < STAGES - 1; s++) {
 			load(&stages[s], A, B, M, m0, n0, s * BK);
-			asm volatile("cp.async.commit_group;");
+			copy_commit();
 		}
 		for (int step = 0; step < K / BK; step++) {
 			int next = step + STAGES - 1;
 
-			asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
+			copy_wait<STAGES - 2>();
 			__syncthreads();
 			if (next < K / BK)
 				load(&stages[next % STAGES], A, B, M, m0, n0, next * BK);
-			asm volatile("cp.async.commit_group;");
+			copy_commit();
 			multiply(&stages[step % STAGES], wm, wn, sum);
 		}
 		store(sum, C, M, m0 + wm, n0 + wn);

@@ -24,8 +24,11 @@ static int pieces(const struct km_args *a)
 
 __device__ static void unpack(uint4 bits, float *x)
 {
+	__nv_bfloat162 pairs[OWN / 2];
+
+	memcpy(pairs, &bits, sizeof(bits));
 	for (int i = 0; i < OWN / 2; i++) {
-		float2 pair = __bfloat1622float2(((const __nv_bfloat162 *)&bits)[i]);
+		float2 pair = __bfloat1622float2(pairs[i]);
 
 		x[2 * i] = pair.x;
 		x[2 * i + 1] = pair.y;
