@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 static const char usage[] =
-	"Usage: km-compile [-t TASK] [-c CANDIDATE] [-w WORLD] [-o BUILD] [--replay RECORDING] [--march M] [-l LIBRARY]... [--no-sandbox] KERNEL\n"
+	"Usage: km-compile [-t TASK] [-c CANDIDATE] [-w WORLD] [-o BUILD] [--replay RECORDING] [--march M] [--arch A] [-l LIBRARY]... [--no-sandbox] KERNEL\n"
 	"Compile an untrusted kernel in a sandbox, check what came out, and write build.json.\n"
 	"\n"
 	"  -t, --task DIR          task folder (default: with -o, ../../task beside BUILD)\n"
@@ -28,8 +28,9 @@ static const char usage[] =
 	"  -w, --world FILE        world.json: a kernel that was judged before is a DUPLICATE\n"
 	"  -o, --output FILE       write build.json there and kernel.so beside it (default: stdout and the cache)\n"
 	"      --replay DIR        write the verdict recorded in DIR for the candidate's cue; compile nothing\n"
-	"      --march M           processor to compile for (default: $KM_MARCH, else native)\n"
-	"  -l, --library NAME      allow and link a library beside those of the task: openblas\n"
+	"      --march M           cpu: processor to compile for (default: $KM_MARCH, else native)\n"
+	"      --arch A            cuda: architecture to compile for (default: $KM_ARCH, else the device's, else sm_90a)\n"
+	"  -l, --library NAME      allow and link a library beside those of the task: openblas, cublas\n"
 	"      --no-sandbox        compile without a sandbox: for sources that you trust\n"
 	"  -h, --help              show this help\n"
 	"  -V, --version           show the version\n"
@@ -318,7 +319,13 @@ static void describe(const struct build *b, cJSON *build)
 	json_set_string(build, "code_sha256", b->code_sha256[0] ? b->code_sha256 : NULL);
 	json_set_string(build, "compiler", b->compiler);
 	json_set_string(build, "flags", b->flags);
+	if (b->arch_from) {
+		json_set_string(build, "arch", b->arch);
+		json_set_string(build, "arch_from", b->arch_from);
+	}
 	json_set_string(build, "diagnostics", b->diagnostics);
+	if (b->resources)
+		json_set(build, "resources", cJSON_Duplicate(b->resources, true));
 	json_set_bool(build, "cached", b->cached);
 	json_set_number(build, "seconds", round(b->seconds * 1000) / 1000);
 }
@@ -402,12 +409,13 @@ static int run(const struct options *o, struct input *in, struct error *err)
 
 /* ---- options --------------------------------------------------------------------------------------------------------------- */
 
-enum { OPT_REPLAY = 256, OPT_MARCH, OPT_NO_SANDBOX };
+enum { OPT_REPLAY = 256, OPT_MARCH, OPT_ARCH, OPT_NO_SANDBOX };
 
 static const struct option long_options[] = {
 	{ "task", required_argument, NULL, 't' }, { "candidate", required_argument, NULL, 'c' },
 	{ "world", required_argument, NULL, 'w' }, { "output", required_argument, NULL, 'o' },
 	{ "replay", required_argument, NULL, OPT_REPLAY }, { "march", required_argument, NULL, OPT_MARCH },
+	{ "arch", required_argument, NULL, OPT_ARCH },
 	{ "library", required_argument, NULL, 'l' }, { "allow-library", required_argument, NULL, 'l' },
 	{ "no-sandbox", no_argument, NULL, OPT_NO_SANDBOX }, { "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' }, { NULL, 0, NULL, 0 } };
@@ -421,6 +429,7 @@ static void set_option(struct options *o, int option)
 	case 'o': o->output = strcmp(optarg, "-") == 0 ? NULL : optarg; break;
 	case OPT_REPLAY: o->replay = optarg; break;
 	case OPT_MARCH: o->build.march = optarg; break;
+	case OPT_ARCH: o->build.arch = optarg; break;
 	case OPT_NO_SANDBOX: o->build.no_sandbox = true; break;
 	case 'l':
 		if (o->library_count == MAX_LIBRARIES)

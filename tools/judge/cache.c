@@ -99,10 +99,12 @@ static int compare_use(const void *a, const void *b)
 	return x->tv_nsec < y->tv_nsec ? -1 : x->tv_nsec > y->tv_nsec;
 }
 
-/* "<sha256>.so" or "<sha256>.ref". Whatever else lies in the folder is not ours to delete. */
+/* "<sha256>.so", ".json" or ".ref". Whatever else lies in the folder is not ours to delete. */
 static bool is_entry(const char *name)
 {
-	return strspn(name, "0123456789abcdef") == HASH_HEX && (!strcmp(name + HASH_HEX, ".so") || !strcmp(name + HASH_HEX, ".ref"));
+	const char *end = name + HASH_HEX;
+
+	return strspn(name, "0123456789abcdef") == HASH_HEX && (!strcmp(end, ".so") || !strcmp(end, ".json") || !strcmp(end, ".ref"));
 }
 
 static size_t list_entries(const char *folder, struct entry **entries, off_t *total)

@@ -30,6 +30,7 @@ struct library {
 	const char *strings; /* ends with a NUL */
 	size_t string_size;
 	uint64_t symbol_count;
+	bool may_register;
 	struct elf_verdict *verdict;
 };
 
@@ -148,6 +149,8 @@ static bool read_segments(struct library *lib, const Elf64_Ehdr *header)
 
 static bool check_tag(struct library *lib, const Elf64_Dyn *d)
 {
+	if (lib->may_register && (d->d_tag == DT_INIT_ARRAY || (d->d_tag == DT_INIT_ARRAYSZ && d->d_un.d_val == sizeof(uint64_t))))
+		return true;
 	switch (d->d_tag) {
 	case DT_INIT:
 	case DT_FINI:
@@ -339,6 +342,13 @@ static bool read_symbol(const struct library *lib, uint64_t index, Elf64_Sym *sy
 	return *name != NULL;
 }
 
+static bool refuse_import(struct library *lib, const char *name, const struct elf_policy *policy)
+{
+	const char *advice = policy->advice ? policy->advice(name) : "";
+
+	return refuse(lib, "import", "'%.100s' is not allowed for this task%s%s", name, *advice ? ": " : "", advice);
+}
+
 static bool check_symbol(struct library *lib, uint64_t index, const struct elf_policy *policy)
 {
 	Elf64_Sym symbol;
@@ -353,7 +363,7 @@ static bool check_symbol(struct library *lib, uint64_t index, const struct elf_p
 	if (index == 0 || (ELF64_ST_BIND(symbol.st_info) == STB_LOCAL && symbol.st_shndx != SHN_UNDEF))
 		return true;
 	if (symbol.st_shndx == SHN_UNDEF)
-		return policy->import_allowed(name, policy->context) ? true : refuse(lib, "import", "'%.100s' is not allowed for this task", name);
+		return policy->import_allowed(name, policy->context) ? true : refuse_import(lib, name, policy);
 	return listed(policy->exports, name) ? true : refuse(lib, "export", "'%.100s' is visible from outside", name);
 }
 
@@ -444,7 +454,19 @@ static bool check_state(struct library *lib)
 	return true;
 }
 
-static bool open_library(struct library *lib, const void *data, size_t len, struct elf_verdict *verdict)
+/* What runs first: one address, in data that the loader relocates. */
+static bool check_constructor(struct library *lib)
+{
+	uint64_t at = lib->tag[DT_INIT_ARRAY], offset;
+
+	if (!lib->has[DT_INIT_ARRAY] && !lib->has[DT_INIT_ARRAYSZ])
+		return true;
+	if (!lib->has[DT_INIT_ARRAY] || !lib->has[DT_INIT_ARRAYSZ] || !is_writable(lib, at) || !file_offset(lib, at, sizeof(uint64_t), &offset))
+		return refuse(lib, "elf", "no sound table of constructors");
+	return true;
+}
+
+static bool open_library(struct library *lib, const void *data, size_t len, bool may_register, struct elf_verdict *verdict)
 {
 	Elf64_Ehdr header;
 
@@ -452,6 +474,7 @@ static bool open_library(struct library *lib, const void *data, size_t len, stru
 	memset(verdict, 0, sizeof(*verdict));
 	lib->data = data;
 	lib->len = len;
+	lib->may_register = may_register;
 	lib->verdict = verdict;
 	return read_header(lib, &header, ET_DYN) && read_segments(lib, &header) && each_entry(lib, note_entry, NULL) && read_tables(lib);
 }
@@ -460,7 +483,7 @@ bool elf_check(const void *data, size_t len, const struct elf_policy *policy, st
 {
 	struct library lib;
 
-	if (!open_library(&lib, data, len, verdict))
+	if (!open_library(&lib, data, len, policy->may_register, verdict))
 		return false;
 	if ((lib.has[DT_PLTREL] && lib.tag[DT_PLTREL] != DT_RELA) || (lib.has[DT_RELAENT] && lib.tag[DT_RELAENT] != sizeof(Elf64_Rela)))
 		return refuse(&lib, "elf", "odd relocations");
@@ -469,6 +492,8 @@ bool elf_check(const void *data, size_t len, const struct elf_policy *policy, st
 	for (uint64_t i = 0; i < lib.symbol_count; i++)
 		if (!check_symbol(&lib, i, policy))
 			return false;
+	if (!check_constructor(&lib))
+		return false;
 	return each_entry(&lib, check_needed, (void *)policy) && (policy->may_keep_state || check_state(&lib));
 }
 
@@ -479,7 +504,7 @@ bool elf_defines(const void *data, size_t len, const char *name)
 	const char *its_name;
 	Elf64_Sym symbol;
 
-	if (!open_library(&lib, data, len, &verdict))
+	if (!open_library(&lib, data, len, true, &verdict))
 		return false;
 	for (uint64_t i = 1; i < lib.symbol_count && read_symbol(&lib, i, &symbol, &its_name); i++)
 		if (symbol.st_shndx != SHN_UNDEF && ELF64_ST_TYPE(symbol.st_info) == STT_FUNC && strcmp(its_name, name) == 0)
@@ -568,6 +593,81 @@ static const char *section_name(const struct object *o, const Elf64_Shdr *sectio
 	    names.sh_size == 0 || o->file.data[names.sh_offset + names.sh_size - 1] != 0 || section->sh_name >= names.sh_size)
 		return "";
 	return (const char *)o->file.data + names.sh_offset + section->sh_name;
+}
+
+static bool is_construction(const Elf64_Shdr *section, const char *name)
+{
+	static const char *const names[] = { ".init", ".fini", ".ctors", ".dtors", ".preinit_array" };
+
+	if (section->sh_type == SHT_INIT_ARRAY || section->sh_type == SHT_FINI_ARRAY || section->sh_type == SHT_PREINIT_ARRAY)
+		return true;
+	for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+		if (strncmp(name, names[i], strlen(names[i])) == 0) /* ".init_array.00100" too */
+			return true;
+	return false;
+}
+
+/* Where `name` is defined in this file. */
+static bool find_symbol(const struct object *o, const char *wanted, Elf64_Sym *symbol)
+{
+	const char *name;
+
+	for (uint64_t at = 0; object_symbol(o, at, symbol, &name); at += sizeof(*symbol))
+		if (name && symbol->st_shndx != SHN_UNDEF && strcmp(name, wanted) == 0)
+			return true;
+	return false;
+}
+
+/* The place that the only relocation of section `index` leads to; false if there is not just one, at its beginning. */
+static bool relocated_to(const struct object *o, uint64_t index, uint64_t *section, uint64_t *value)
+{
+	Elf64_Shdr table, found = { .sh_size = 0 };
+	const char *name;
+	Elf64_Sym symbol;
+	Elf64_Rela r;
+
+	for (uint64_t i = 0; i < o->header.e_shnum && read_section(&o->file, &o->header, i, &table); i++)
+		if ((table.sh_type == SHT_RELA || table.sh_type == SHT_REL) && table.sh_info == index) {
+			if (found.sh_size || table.sh_type != SHT_RELA)
+				return false;
+			found = table;
+		}
+	if (found.sh_size != sizeof(r) || !copy_at(&o->file, found.sh_offset, &r, sizeof(r)) || r.r_offset != 0 ||
+	    !object_symbol(o, ELF64_R_SYM(r.r_info) * sizeof(symbol), &symbol, &name))
+		return false;
+	*section = symbol.st_shndx;
+	*value = symbol.st_value + (uint64_t)r.r_addend;
+	return true;
+}
+
+bool elf_constructor(const void *data, size_t len, const char *allowed, char *name, size_t size)
+{
+	uint64_t target_section, target;
+	struct elf_verdict verdict;
+	Elf64_Shdr section;
+	bool seen = false;
+	Elf64_Sym known;
+	struct object o;
+
+	snprintf(name, size, "odd sections");
+	if (!open_object(&o, data, len, &verdict))
+		return true;
+	for (uint64_t i = 0; i < o.header.e_shnum; i++) {
+		const char *its_name;
+
+		if (!read_section(&o.file, &o.header, i, &section))
+			return true;
+		its_name = section_name(&o, &section);
+		if (section.sh_size == 0 || !is_construction(&section, its_name))
+			continue;
+		snprintf(name, size, "%s", its_name);
+		if (seen || section.sh_type != SHT_INIT_ARRAY || strcmp(its_name, ".init_array") != 0 || section.sh_size != sizeof(uint64_t) ||
+		    !relocated_to(&o, i, &target_section, &target) || !find_symbol(&o, allowed, &known) || known.st_shndx != target_section ||
+		    known.st_value != target)
+			return true;
+		seen = true;
+	}
+	return false;
 }
 
 static bool is_variable(const struct object *o, const Elf64_Sym *symbol)

@@ -58,6 +58,9 @@ $(OBJ)/schema_data.S: $(SCHEMAS) tools/mk/programs.mk
 $(OBJ)/schema_data.o: $(OBJ)/schema_data.S
 	$(Q)$(CC) -c $< -o $@
 
+# Its text goes into the program, which cannot include it.
+$(OBJ)/judge/build_reference.o: tools/judge/reference_cuda.h
+
 $(OBJ)/libkm.a: $(LIB_SOURCES:tools/%.c=$(OBJ)/%.o) $(OBJ)/schema_data.o
 	$(Q)new=$@.$$$$; ar rcs $$new $^; mv $$new $@
 
