@@ -392,7 +392,7 @@ static void take_line(cJSON *counts, const char *p, const char *end)
 			p++;
 	}
 	n = strspn(p, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._");
-	if (n > 0 && n <= (size_t)(end - p))
+	if (n > 0 && n <= (size_t)(end - p) && !starts_with(p, "NOP"))
 		count_instruction(counts, p, n);
 }
 

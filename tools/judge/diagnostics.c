@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_INPUT = 1 << 20 };
+enum { MAX_INPUT = 1 << 20, LINE_MAX_BYTES = 400, NOTES_KEPT = 2 };
 
 /* ---- paths and bytes ------------------------------------------------------------------------------------------------ */
 
@@ -39,12 +39,14 @@ static size_t machine_prefix(const char *s)
 	for (size_t i = 0; i < sizeof(folders) / sizeof(*folders); i++)
 		if (starts_with(s, folders[i]))
 			return strlen(folders[i]);
-	if (!starts_with(s, "/usr/lib/"))
+	if (!starts_with(s, "/usr/") && !starts_with(s, "/opt/"))
 		return 0;
 	n = path_length(s);
 	include = memmem(s, n, "/include/", 9);
 	if (include)
 		return (size_t)(include - s) + 9;
+	if (!starts_with(s, "/usr/lib/"))
+		return 0;
 	while (n && s[n - 1] != '/')
 		n--;
 	return n;
@@ -86,6 +88,17 @@ static bool holds(const char *line, size_t len, const char *word)
 	return memmem(line, len, word, strlen(word)) != NULL;
 }
 
+static bool is_noise(const char *line, size_t len)
+{
+	static const char *const beginnings[] = { "collect2: ", "compilation terminated", "cc1: all warnings", "cc1plus: all warnings",
+						  "Remark: The warnings can be", "ptxas info ", "ptxas fatal   : Ptx assembly aborted" };
+
+	for (size_t i = 0; i < sizeof(beginnings) / sizeof(*beginnings); i++)
+		if (starts_with(line, beginnings[i]))
+			return true;
+	return holds(line, len, " detected in the compilation of ");
+}
+
 /* What a line begins. The linker has errors without that word. */
 static enum block kind_of_line(const char *line, size_t len)
 {
@@ -93,16 +106,16 @@ static enum block kind_of_line(const char *line, size_t len)
 
 	if (len == 0 || line[0] == ' ' || line[0] == '\t' || (digits && starts_with(line + digits, " |")))
 		return BLOCK_INSIDE;
-	if (starts_with(line, "collect2: ") || starts_with(line, "compilation terminated") || starts_with(line, "cc1: all warnings"))
+	if (is_noise(line, len))
 		return BLOCK_NOISE;
 	if (starts_with(line, "In file included from") || holds(line, len, ": In function ") || holds(line, len, ": in function ") ||
 	    holds(line, len, ": At top level") || holds(line, len, "Assembler messages"))
 		return BLOCK_CONTEXT;
 	if (holds(line, len, "error: ") || holds(line, len, "Error: ") || holds(line, len, "undefined reference"))
 		return BLOCK_ERROR;
-	if (holds(line, len, "warning: ") || holds(line, len, "Warning: "))
+	if (holds(line, len, "warning: ") || holds(line, len, "Warning: ") || holds(line, len, "): warning #") || starts_with(line, "ptxas warning"))
 		return BLOCK_WARNING;
-	return holds(line, len, "note: ") ? BLOCK_NOTE : BLOCK_ERROR;
+	return holds(line, len, "note: ") || holds(line, len, "): note #") ? BLOCK_NOTE : BLOCK_ERROR;
 }
 
 struct trimmer {
@@ -114,10 +127,56 @@ struct trimmer {
 	size_t kept, dropped;
 };
 
+/* nvcc's front end shows every step of an instantiation and every function that did not fit, some of them pages long. */
+static bool is_flood(const struct buf *block)
+{
+	return memmem(block->data, block->len, "detected during", 15) || memmem(block->data, block->len, "): note #", 9);
+}
+
+static void add_cut(struct buf *out, const char *line, size_t len)
+{
+	if (len > LINE_MAX_BYTES)
+		buf_printf(out, "%.*s...\n", LINE_MAX_BYTES, line);
+	else
+		buf_add(out, line, len + 1);
+}
+
+/* Of instantiations keep the first and the last step, of notes two, without the lines that they point at. */
+static void thin_out(struct buf *block)
+{
+	bool steps = false, noted = false;
+	size_t notes = 0, left_out = 0;
+	struct buf out;
+
+	buf_init(&out, block->ceiling);
+	for (const char *p = block->data, *end = p + block->len, *next; p < end; p = next) {
+		size_t n = strcspn(p, "\n");
+		bool step = steps && starts_with(p, "            ");
+
+		next = p + n + 1;
+		if (step && starts_with(next, "            ") && left_out++ > 0)
+			continue;
+		if (step && left_out > 2)
+			buf_printf(&out, "            (%zu more)\n", left_out - 1);
+		if (!step)
+			left_out = 0;
+		steps = step || holds(p, n, "detected during:");
+		noted = holds(p, n, "): note #") || (noted && (p[0] == ' ' || n == 0));
+		notes += holds(p, n, "): note #");
+		if (n > 0 && (!noted || (holds(p, n, "): note #") && notes <= NOTES_KEPT)))
+			add_cut(&out, p, n);
+	}
+	buf_clear(block);
+	buf_add(block, out.data, out.len);
+	buf_release(&out);
+}
+
 static void end_block(struct trimmer *t)
 {
 	if (t->block.len == 0)
 		return;
+	if (is_flood(&t->block))
+		thin_out(&t->block);
 	if (t->dropped == 0 && t->out->len + t->block.len <= t->most)
 		t->kept++;
 	else if (t->kept > 0 || t->dropped > 0)
@@ -155,6 +214,8 @@ static void take_line(struct trimmer *t, const char *line, size_t len)
 		buf_putc(&t->context, '\n');
 		return;
 	case BLOCK_NOISE:
+		end_block(t);
+		t->wanted = false;
 		return;
 	default:
 		break;
