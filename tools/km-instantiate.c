@@ -4,6 +4,7 @@
  * Writes  request.json; candidate.json; kernel.c; or, for `hardware`, the sheet about this machine.
  * Example km-instantiate request --slot 0 -o r00001/s0/request.json r00001/plan.json
  */
+#include "cache.h"
 #include "cli.h"
 #include "code.h"
 #include "file.h"
@@ -14,14 +15,16 @@
 #include "util.h"
 
 #include <getopt.h>
+#include <glob.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static const char usage[] =
 	"Usage: km-instantiate request --slot K [--task DIR] [--prompts DIR] [--model NAME] [--temperature T] [--max-tokens N] [-o FILE] PLAN.json\n"
 	"  or:  km-instantiate candidate [--language L] [-o FILE] REPLY.json\n"
 	"  or:  km-instantiate source [-o FILE] CANDIDATE.json\n"
-	"  or:  km-instantiate hardware [--target T] [--prompts DIR] [-o FILE]\n"
+	"  or:  km-instantiate hardware [--target T] [--device NAME] [--prompts DIR] [-o FILE]\n"
 	"Write the prompt for a slot of a plan; find the kernel in a reply; write its source; describe this machine.\n"
 	"\n"
 	"  --slot K          request: the slot\n"
@@ -32,20 +35,21 @@ static const char usage[] =
 	"  --temperature T   request: a sampling temperature to ask for\n"
 	"  --max-tokens N    request: the longest reply to ask for (default 16000)\n"
 	"  --language L      candidate: c or cuda (default c)\n"
-	"  --target T        hardware: cpu (default)\n"
+	"  --target T        hardware: cpu (default) or cuda\n"
+	"  --device NAME     hardware, cuda: of this device, by its datasheet, such as H200 (default: the one that was probed, or is here)\n"
 	"  -o, --output FILE write there (default: standard output)\n"
 	"  -h, --help        print this help\n"
 	"  -V, --version     print the version\n";
 
 struct options {
 	long slot;
-	const char *task, *prompts, *model, *language, *target, *output;
+	const char *task, *prompts, *model, *language, *target, *device, *output;
 	bool has_temperature;
 	double temperature;
 	long max_tokens;
 };
 
-enum { OPT_SLOT = 256, OPT_TASK, OPT_PROMPTS, OPT_MODEL, OPT_TEMPERATURE, OPT_MAX_TOKENS, OPT_LANGUAGE, OPT_TARGET };
+enum { OPT_SLOT = 256, OPT_TASK, OPT_PROMPTS, OPT_MODEL, OPT_TEMPERATURE, OPT_MAX_TOKENS, OPT_LANGUAGE, OPT_TARGET, OPT_DEVICE };
 
 static const struct option long_options[] = {
 	{ "slot", required_argument, NULL, OPT_SLOT },
@@ -56,6 +60,7 @@ static const struct option long_options[] = {
 	{ "max-tokens", required_argument, NULL, OPT_MAX_TOKENS },
 	{ "language", required_argument, NULL, OPT_LANGUAGE },
 	{ "target", required_argument, NULL, OPT_TARGET },
+	{ "device", required_argument, NULL, OPT_DEVICE },
 	{ "output", required_argument, NULL, 'o' },
 	{ "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' },
@@ -93,9 +98,12 @@ static void set_option(struct options *o, int option, const char *value)
 		o->language = value;
 		break;
 	case OPT_TARGET:
-		if (strcmp(value, "cpu") != 0)
-			die_usage("--target is cpu, not '%s'", value);
+		if (strcmp(value, "cpu") != 0 && strcmp(value, "cuda") != 0)
+			die_usage("--target is cpu or cuda, not '%s'", value);
 		o->target = value;
+		break;
+	case OPT_DEVICE:
+		o->device = value;
 		break;
 	case 'o':
 		o->output = strcmp(value, "-") == 0 ? NULL : value;
@@ -268,6 +276,42 @@ static int source(const struct options *o, const char *path, struct error *err)
 
 /* ---- hardware --------------------------------------------------------------------------------------------------- */
 
+/* What km-bench --probe wrote last; *probe stays NULL if there is nothing. */
+static int load_probe(cJSON **probe, struct error *err)
+{
+	char *folder = cache_folder(NULL), *pattern = folder ? xasprintf("%s/probe-*.json", folder) : NULL;
+	const char *newest = NULL;
+	struct stat st;
+	time_t latest = 0;
+	glob_t found;
+
+	free(folder);
+	if (!pattern)
+		return 0;
+	if (glob(pattern, 0, NULL, &found) == 0)
+		for (size_t i = 0; i < found.gl_pathc; i++)
+			if (stat(found.gl_pathv[i], &st) == 0 && (!newest || st.st_mtime > latest)) {
+				newest = found.gl_pathv[i];
+				latest = st.st_mtime;
+			}
+	if (newest)
+		*probe = json_load(newest, NULL, err);
+	globfree(&found);
+	free(pattern);
+	return newest && !*probe ? -1 : 0;
+}
+
+static int device_sheet(const struct options *o, const char *folder, struct buf *sheet, struct error *err)
+{
+	cJSON *probe = NULL;
+	int status = o->device ? 0 : load_probe(&probe, err);
+
+	if (status == 0)
+		status = hardware_cuda(folder, o->device, probe, sheet, err);
+	cJSON_Delete(probe);
+	return status;
+}
+
 static int hardware(const struct options *o, const char *path, struct error *err)
 {
 	char *folder = o->prompts ? xstrdup(o->prompts) : o->output ? path_folder(o->output) : xstrdup("prompts");
@@ -277,7 +321,7 @@ static int hardware(const struct options *o, const char *path, struct error *err
 	if (path)
 		die_usage("hardware reads no file");
 	buf_init(&sheet, JSON_MAX_BYTES);
-	status = hardware_cpu(folder, &sheet, err);
+	status = strcmp(o->target, "cuda") == 0 ? device_sheet(o, folder, &sheet, err) : hardware_cpu(folder, &sheet, err);
 	if (status == 0)
 		status = file_write(o->output, sheet.data, sheet.len, err);
 	buf_release(&sheet);

@@ -173,6 +173,57 @@ static void append_diagnostics(const char *diagnostics, struct buf *out)
 	free(excerpt);
 }
 
+/* "LDG 4, HMMA 32" */
+static void append_instructions(const cJSON *instructions, struct buf *out)
+{
+	const cJSON *count;
+
+	buf_printf(out, "; %.0f instructions", json_number(instructions, "total", 0));
+	cJSON_ArrayForEach(count, instructions) {
+		if (strcmp(count->string, "total") == 0)
+			continue;
+		buf_puts(out, ", ");
+		text_line(out, count->string, 20);
+		buf_printf(out, " %.0f", count->valuedouble);
+	}
+}
+
+/* What a kernel needs of the device, one line each. */
+static void append_resources(const cJSON *resources, struct buf *out)
+{
+	const cJSON *kernel;
+	int shown = 0;
+
+	if (cJSON_GetArraySize(resources))
+		buf_puts(out, "Resources (of a thread: registers, spills, stack; of a block: static shared memory):\n");
+	cJSON_ArrayForEach(kernel, resources) {
+		double stores = json_number(kernel, "spill_store_bytes", 0), loads = json_number(kernel, "spill_load_bytes", 0);
+		const char *advice = json_string(kernel, "advice");
+
+		if (shown++ == EVIDENCE_KERNELS)
+			break;
+		buf_puts(out, "- ");
+		text_line(out, json_string(kernel, "kernel"), 100);
+		buf_printf(out, ": %.0f registers, %.0f bytes shared", json_number(kernel, "registers", 0), json_number(kernel, "shared_bytes", 0));
+		if (json_number(kernel, "stack_bytes", 0) > 0)
+			buf_printf(out, ", stack %.0f bytes", json_number(kernel, "stack_bytes", 0));
+		if (stores + loads > 0)
+			buf_printf(out, ", spills %.0f bytes stored, %.0f loaded", stores, loads);
+		else
+			buf_puts(out, ", no spills");
+		if (json_get(kernel, "instructions"))
+			append_instructions(json_get(kernel, "instructions"), out);
+		buf_putc(out, '\n');
+		if (advice && *advice) {
+			buf_puts(out, "  The assembler says: ");
+			text_line(out, advice, 400);
+			buf_putc(out, '\n');
+		}
+	}
+	if (cJSON_GetArraySize(resources) > EVIDENCE_KERNELS)
+		buf_printf(out, "(%d more kernels)\n", cJSON_GetArraySize(resources) - EVIDENCE_KERNELS);
+}
+
 static void append_versus(const cJSON *versus, struct buf *out)
 {
 	if (!cJSON_IsObject(versus))
@@ -220,6 +271,7 @@ static void describe(const cJSON *build, const cJSON *bench, struct buf *out)
 	append_status(bench, out);
 	if (json_number(bench, "score", -1) >= 0)
 		append_times(bench, out);
+	append_resources(json_get(build, "resources"), out);
 	append_versus(json_get(bench, "versus"), out);
 	append_failure(json_get(bench, "failure"), out);
 	if (json_string(build, "diagnostics") && strcmp(json_string(build, "status"), "BUILT") != 0)

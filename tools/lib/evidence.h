@@ -14,6 +14,7 @@ enum {
 	EVIDENCE_CODE_MAX = 28000,   /* bytes of one kernel */
 	EVIDENCE_DIAGNOSTICS = 3000, /* bytes of compiler messages */
 	EVIDENCE_WORKLOADS = 24,     /* rows of the table of times */
+	EVIDENCE_KERNELS = 8,        /* lines about what a kernel needs of the device */
 };
 
 /* Append the kernel as a fenced block; a sentence instead if the file is empty. language: "c" or "cuda". */

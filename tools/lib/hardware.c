@@ -1,10 +1,12 @@
 #include "hardware.h"
 
+#include "json.h"
 #include "template.h"
 #include "text.h"
 #include "util.h"
 
 #include <ctype.h>
+#include <glob.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -154,5 +156,171 @@ int hardware_cpu(const char *prompts, struct buf *out, struct error *err)
 	free(huge);
 	free(vectors);
 	free(page);
+	return status;
+}
+
+/* ---- cuda ---------------------------------------------------------------------------------------------------------- */
+
+/* What NVIDIA's datasheets and the programming guide's table of compute capabilities say. The name is looked for in what the
+ * driver calls the device, the longer ones first. */
+static const struct device {
+	const char *name, *arch;
+	int processors, clock_mhz, shared_kb, threads;
+	double l2_mb, memory_gb, bandwidth; /* TB/s */
+	const char *peaks;
+} devices[] = {
+	{ "H100 PCIe", "sm_90a", 114, 1755, 227, 2048, 50, 80, 2.0, "bf16 and fp16 756 TFLOP/s, fp8 1513, int8 1513 TOP/s, tf32 378, fp32 51" },
+	{ "H100 NVL", "sm_90a", 132, 1785, 227, 2048, 50, 94, 3.9, "bf16 and fp16 835 TFLOP/s, fp8 1671, int8 1671 TOP/s, tf32 418, fp32 60" },
+	{ "H200 NVL", "sm_90a", 132, 1785, 227, 2048, 50, 141, 4.8, "bf16 and fp16 836 TFLOP/s, fp8 1671, int8 1671 TOP/s, tf32 418, fp32 60" },
+	{ "H200", "sm_90a", 132, 1980, 227, 2048, 50, 141, 4.8, "bf16 and fp16 989 TFLOP/s, fp8 1979, int8 1979 TOP/s, tf32 495, fp32 67" },
+	{ "H100", "sm_90a", 132, 1980, 227, 2048, 50, 80, 3.35, "bf16 and fp16 989 TFLOP/s, fp8 1979, int8 1979 TOP/s, tf32 495, fp32 67" },
+	{ "B200", "sm_100a", 148, 1965, 227, 2048, 126, 180, 8.0, "bf16 and fp16 2250 TFLOP/s, fp8 4500, fp4 9000, tf32 1125, fp32 75" },
+	{ "A100", "sm_80", 108, 1410, 163, 2048, 40, 80, 2.04, "bf16 and fp16 312 TFLOP/s, int8 624 TOP/s, tf32 156, fp32 19.5" },
+	{ "L40S", "sm_89", 142, 2520, 99, 1536, 96, 48, 0.864, "bf16 and fp16 362 TFLOP/s, fp8 733, int8 733 TOP/s, tf32 183, fp32 91.6" },
+	{ "RTX 4090", "sm_89", 128, 2520, 99, 1536, 72, 24, 1.01, "bf16 and fp16 165 TFLOP/s, fp8 330, int8 661 TOP/s, tf32 82.6, fp32 82.6" },
+};
+
+enum { DEVICES = sizeof(devices) / sizeof(*devices) };
+
+static const struct device *find_device(const char *name)
+{
+	for (int i = 0; i < DEVICES; i++)
+		if (strcasestr(name, devices[i].name))
+			return &devices[i];
+	return NULL;
+}
+
+/* What the driver says in its own folder of /proc, which needs no library. NULL without a device; the caller frees. */
+static char *device_here(void)
+{
+	char *name = NULL, line[256];
+	glob_t found;
+
+	if (glob("/proc/driver/nvidia/gpus/*/information", 0, NULL, &found) == 0) {
+		FILE *f = fopen(found.gl_pathv[0], "re");
+
+		while (f && !name && fgets(line, sizeof(line), f))
+			if (starts_with(line, "Model:")) {
+				line[strcspn(line, "\n")] = 0;
+				name = xstrdup(line + 6 + strspn(line + 6, " \t"));
+			}
+		if (f)
+			fclose(f);
+	}
+	globfree(&found);
+	return name;
+}
+
+static const char *feature_text(const char *arch)
+{
+	int number = atoi(arch + strlen("sm_"));
+
+	if (number >= 100 && number < 120)
+		return "tcgen05 matrix instructions with tensor memory, TMA (bulk tensor copies) with mbarriers, clusters with distributed shared "
+		       "memory, programmatic dependent launch; mma.sync and cp.async too";
+	if (number >= 90 && number < 100)
+		return "wgmma (matrix instructions of four warps on shared memory), TMA (bulk tensor copies) with mbarriers, clusters with distributed "
+		       "shared memory, setmaxnreg, programmatic dependent launch; mma.sync, ldmatrix and cp.async too";
+	return "mma.sync matrix instructions, ldmatrix, cp.async; no TMA, wgmma or clusters";
+}
+
+/* The device's architecture as km-compile chooses it. */
+static char *arch_text(const cJSON *probe, const struct device *known)
+{
+	double major = json_number(probe, "major", 0), minor = json_number(probe, "minor", 0);
+
+	if (major > 0)
+		return xasprintf("sm_%.0f%.0f%s", major, minor, major >= 9 ? "a" : "");
+	return xstrdup(known ? known->arch : "sm_90a");
+}
+
+/* A figure of the probe, else of the datasheet, else "unknown". The caller frees. */
+static char *figure(const cJSON *probe, const char *key, double unit, const struct device *known, double sheet)
+{
+	double value = json_number(probe, key, 0) / unit;
+
+	if (!(value > 0))
+		value = known ? sheet : 0;
+	return value > 0 ? xasprintf("%.4g", value) : xstrdup("unknown");
+}
+
+/* One line for each other number: "read_gb_per_s": 4100 becomes "- Measured: read gb per s 4100". The caller frees. */
+static char *measured_text(const cJSON *probe)
+{
+	static const char *const told[] = { "major", "minor", "processors", "clock_mhz", "l2_bytes", "memory_bytes", "bandwidth", "memory_mhz",
+					    "bus_bits", "driver" };
+	const cJSON *item;
+	struct buf b;
+	char *text;
+
+	buf_init(&b, 1 << 16);
+	cJSON_ArrayForEach(item, probe) {
+		bool shown = !cJSON_IsNumber(item);
+
+		for (size_t i = 0; i < sizeof(told) / sizeof(*told); i++)
+			shown = shown || strcmp(item->string, told[i]) == 0;
+		if (shown)
+			continue;
+		buf_puts(&b, "- Measured on this device: ");
+		for (const char *p = item->string; *p; p++)
+			buf_putc(&b, isalnum((unsigned char)*p) ? *p : ' ');
+		buf_printf(&b, " %.4g\n", item->valuedouble);
+	}
+	text = buf_take(&b);
+	buf_release(&b);
+	return text;
+}
+
+static int fill_cuda(const char *prompts, const char *name, const char *origin, const cJSON *probe, struct buf *out, struct error *err)
+{
+	const struct device *known = find_device(name);
+	char *clean = text_clean(name, strlen(name));
+	char *arch = arch_text(probe, known), *measured = measured_text(probe);
+	char *processors = figure(probe, "processors", 1, known, known ? known->processors : 0);
+	char *clock = figure(probe, "clock_mhz", 1, known, known ? known->clock_mhz : 0);
+	char *l2 = figure(probe, "l2_bytes", 1 << 20, known, known ? known->l2_mb : 0);
+	char *memory = figure(probe, "memory_bytes", 1e9, known, known ? known->memory_gb : 0);
+	char *bandwidth = figure(probe, "bandwidth", 1e12, known, known ? known->bandwidth : 0);
+	char *shared = xasprintf("%d", known ? known->shared_kb : 99), *threads = xasprintf("%d", known ? known->threads : 1536);
+	const struct template_value values[] = {
+		{ "name", clean }, { "origin", origin }, { "arch", arch }, { "features", feature_text(arch) }, { "processors", processors },
+		{ "clock", clock }, { "threads", threads }, { "shared", shared }, { "l2", l2 }, { "memory", memory }, { "bandwidth", bandwidth },
+		{ "peaks", known ? known->peaks : "unknown" }, { "measured", measured }, { NULL, NULL },
+	};
+	char *const all[] = { clean, arch, measured, processors, clock, l2, memory, bandwidth, shared, threads };
+	int status = template_fill(prompts, "parts/hardware-cuda.md", values, out, err);
+
+	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
+		free(all[i]);
+	return status;
+}
+
+static int unknown_device(const char *name, struct error *err)
+{
+	struct buf b;
+
+	buf_init(&b, 1 << 10);
+	for (int i = 0; i < DEVICES; i++)
+		buf_printf(&b, "%s%s", i ? ", " : "", devices[i].name);
+	error_set(err, KM_EXIT_USAGE, "no datasheet of a device '%s' (known: %s)", name, b.data);
+	buf_release(&b);
+	return -1;
+}
+
+int hardware_cuda(const char *prompts, const char *device, const cJSON *probe, struct buf *out, struct error *err)
+{
+	const char *probed = json_string(probe, "name"), *origin = "";
+	char *here = NULL, *name;
+	int status;
+
+	if (device && !find_device(device))
+		return unknown_device(device, err);
+	if (!device && !probed)
+		here = device_here();
+	if (!device && !probed && !here)
+		origin = " (assumed: there is no device where this search is planned)";
+	name = here ? here : xstrdup(device ? device : probed ? probed : "NVIDIA H200");
+	status = fill_cuda(prompts, name, origin, device ? NULL : probe, out, err);
+	free(name);
 	return status;
 }

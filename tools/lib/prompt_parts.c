@@ -275,15 +275,18 @@ int parts_common(struct parts *parts, const struct prompt_source *source, struct
 {
 	struct task task;
 	int status;
+	bool cuda;
 
 	if (task_load(source->task, &task, err) < 0)
 		return -1;
 	take_task(parts, &task);
 	status = take_baseline(parts, &task, err);
 	task_release(&task);
-	if (status < 0 || take_hardware(parts, source, err) < 0 || take_template(parts, source, "interface", "parts/interface.md", err) < 0)
+	cuda = strcmp(parts_language(parts), "cuda") == 0;
+	if (status < 0 || take_hardware(parts, source, err) < 0 ||
+	    take_template(parts, source, "interface", cuda ? "parts/interface-cuda.md" : "parts/interface.md", err) < 0)
 		return -1;
-	return take_template(parts, source, "rules", strcmp(parts_language(parts), "c") == 0 ? "parts/language-c.md" : "parts/language-cuda.md", err);
+	return take_template(parts, source, "rules", cuda ? "parts/language-cuda.md" : "parts/language-c.md", err);
 }
 
 int parts_world(struct parts *parts, const cJSON *world, const char *focus, struct error *err)
