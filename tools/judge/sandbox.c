@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
+#include <linux/limits.h>
 #include <math.h>
 #include <poll.h>
 #include <sched.h>
@@ -436,17 +437,26 @@ static int reopen_files(const struct sandbox_spec *spec, int *files, struct erro
 	return 0;
 }
 
+/* The system's, else the one in lib/ beside the program, which a bundle (tools/bundle) carries. */
 static const char *find_bubblewrap(void)
 {
 	static const char *const places[] = { "/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap" };
+	static char beside[PATH_MAX + 16];
 	const char *named = getenv("KM_BWRAP");
+	ssize_t n = readlink("/proc/self/exe", beside, PATH_MAX);
+	char *slash;
 
 	if (named && named[0] == '/')
 		return access(named, X_OK) == 0 ? named : NULL;
 	for (size_t i = 0; i < sizeof(places) / sizeof(*places); i++)
 		if (access(places[i], X_OK) == 0)
 			return places[i];
-	return NULL;
+	beside[n > 0 ? n : 0] = 0;
+	slash = strrchr(beside, '/');
+	if (!slash)
+		return NULL;
+	strcpy(slash, "/lib/bwrap");
+	return access(beside, X_OK) == 0 ? beside : NULL;
 }
 
 static int no_bubblewrap(struct error *err, const char *why)
