@@ -66,6 +66,24 @@ left_nothing() {
 	[ -z "$(grep -l '^/\* Honest: ' "$CHEATS"/*.cu | grep -v /honest-)" ]
 }
 
+# Members in their order, without types: "driver context stream begin ...".
+members() {
+	sed -n "/^struct $1 {/,/^}/{s,/\*.*,,;p}" "$2" | grep -o '[a-z_0-9]*\(\[[^]]*\]\)\?[,;]\|(\*[a-z_]*)' | tr -d '*(),;' | sed 's/\[.*//' | xargs
+}
+
+@test "the cheats that take over the runner know what it looks like" {
+	local mine theirs
+	theirs=$(members runner "$ROOT/tools/judge/runner_cuda.cu")
+	mine=$(members runner "$CHEATS/forger-arrival.cu")
+	echo "$theirs / $mine"
+	[[ -n $mine && $theirs == "$mine"* ]]
+	[ "$(sed -n '/^struct driver {/,/^}/p' "$ROOT/tools/judge/runner_cuda.cu" | grep -c '(\*')" -eq 8 ]
+	theirs=$(members protocol_message "$ROOT/tools/judge/protocol.h")
+	mine=$(members message "$CHEATS/forger-arrival.cu")
+	echo "$theirs / $mine"
+	[[ -n $mine && $theirs == "$mine"* ]]
+}
+
 @test "50 MB of source for cuda" {
 	{ cat "$CHEATS/honest-plain.cu"; yes 'extern int unused;' | head -c 50000000; } >"$BATS_TEST_TMPDIR/kernel.cu"
 	"$KM/km-compile" -t "$ROOT/tasks/rmsnorm_h4096" "$BATS_TEST_TMPDIR/kernel.cu" >"$BATS_TEST_TMPDIR/build.json"
