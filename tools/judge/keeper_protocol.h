@@ -19,7 +19,8 @@
  *   SELECT who, workload, count    count: bytes of workspace that this participant has from now on
  *   INPUTS workload, set, value    value 1: scalars vary
  *   PREPARE who, value, count      value: enum protocol_mode (protocol.h); count: calls of a batch (else 1). Poison,
- *                                  guards, workspace and flush are under way, for PROTOCOL_IDLE they are done.
+ *                                  guards, workspace and flush are under way, for PROTOCOL_IDLE they are done:
+ *                                  prepare, usual.
  *                                  args: for CALL; patch[]: of a batch
  *   RELEASE who, seconds           outcome; window, prepare, usual
  *   CHECK who, value               value 1: all rows. Only of the last call. check, broken
@@ -95,7 +96,8 @@ struct keeper_message {
 	int32_t who, workload, set, outcome;
 	int64_t value, count;
 	double seconds;
-	double window, prepare, usual;      /* seconds; prepare: from the first launch to the end of the flush; usual: what
+	double window, prepare, usual;      /* seconds; prepare: from the first launch to the end of the flush, and (but for
+	                                     * PROTOCOL_IDLE) what a small kernel takes right after the window; usual: what
 	                                     * that takes when nobody else uses the device, for these sizes */
 	double flops, bytes_moved;
 	uint64_t where[PROTOCOL_SLABS], bytes[PROTOCOL_SLABS];
