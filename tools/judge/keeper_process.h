@@ -100,9 +100,10 @@ struct keeper_process {
 	int window_output, window_copy;     /* output -1: no rows were copied */
 	int64_t window_first, window_step;
 	size_t window_rows, window_row_bytes;
-	/* an earlier right answer, on the device: of which workload, -1 none */
+	/* an earlier right answer, on the device: of which workload, -1 none, and of which inputs */
 	unsigned char *earlier[TASK_MAX_TENSORS];
 	int earlier_workload;
+	uint64_t earlier_inputs, inputs_count; /* inputs_count: how often inputs were made */
 	/* for comparisons */
 	double *expected;
 	size_t expected_count;

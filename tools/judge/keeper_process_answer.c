@@ -222,6 +222,7 @@ static int answer_inputs(struct keeper_process *k, const struct keeper_message *
 	k->who = -1;
 	k->workload = m->workload;
 	k->set = m->set;
+	k->inputs_count++;
 	draw_scalars(k, m->value == 1);
 	keeper_memory_place_inputs(k);
 	keeper_memory_args(k, k->workload, (uint64_t)(uintptr_t)k->inputs.at, k->args);

@@ -392,6 +392,7 @@ static int keep_earlier(struct keeper_process *k, struct error *err)
 			return -1;
 	}
 	k->earlier_workload = k->workload;
+	k->earlier_inputs = k->inputs_count;
 	return device_wait(k->device, err);
 }
 

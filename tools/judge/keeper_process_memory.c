@@ -198,7 +198,8 @@ static int draw_guards(struct keeper_process *k, const struct keeper_participant
 
 static int poison_outputs(struct keeper_process *k, bool calm, struct error *err)
 {
-	bool earlier = k->earlier_workload == k->workload;
+	/* That of the same inputs would be right. */
+	bool earlier = k->earlier_workload == k->workload && k->earlier_inputs != k->inputs_count;
 
 	for (int i = 0; i < k->task.output_count; i++) {
 		const struct keeper_place *place = &k->output_places[i];
