@@ -398,6 +398,11 @@ int device_mark(struct device *d, int which, struct error *err)
 	return device_failed(cudaEventRecord(d->marks[which], d->stream), "cannot record an event", err);
 }
 
+bool device_passed_mark(struct device *d, int which)
+{
+	return cudaEventQuery(d->marks[which]) == cudaSuccess;
+}
+
 int device_between_marks(struct device *d, double *seconds, struct error *err)
 {
 	float milliseconds = 0;

@@ -160,6 +160,8 @@ int device_wrong_rows(struct device *d, size_t output, size_t rows, unsigned cha
 int device_mark(struct device *d, int which, struct error *err);
 /* Wait for the second, and tell the time between them. */
 int device_between_marks(struct device *d, double *seconds, struct error *err);
+/* Is everything before this mark done? Does not wait. */
+bool device_passed_mark(struct device *d, int which);
 
 /* Run a kernel with a known result. -1 if it has not ended after `limit` or the result is another. */
 int device_control(struct device *d, double limit, double *seconds, struct error *err);

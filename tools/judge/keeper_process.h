@@ -55,6 +55,7 @@ struct keeper_participant {
 	size_t workspace;       /* bytes */
 	struct keeper_place place;
 	int half;               /* of the scratch slab that its workspace is in */
+	int hold;               /* passes of the flush beyond the first: this runner needs as long to enqueue its work */
 };
 
 /* What only the axes of a workload decide. */
@@ -66,6 +67,7 @@ struct keeper_workload {
 /* Seconds a byte, measured before any runner was there. */
 struct keeper_rates {
 	double poison, copy, zero;
+	double flush; /* seconds of one flush */
 };
 
 struct keeper_process {

@@ -243,7 +243,12 @@ static int prepare(struct keeper_process *k, struct keeper_participant *p, size_
 		return -1;
 	if (poison_outputs(k, calm, err) < 0 || (p && prepare_workspace(k, p, err) < 0) || draw_guards(k, p, err) < 0)
 		return -1;
-	return device_flush(k->device, err) < 0 ? -1 : device_mark(k->device, 1, err);
+	/* The flush must last until the runner has enqueued its work, so that none of it comes before the clock starts. */
+	for (int i = 0; i <= (p ? p->hold : 0); i++)
+		if (device_flush(k->device, err) < 0)
+			return -1;
+	k->usual += (p ? p->hold : 0) * k->rates.flush;
+	return device_mark(k->device, 1, err);
 }
 
 int keeper_memory_prepare(struct keeper_process *k, struct keeper_participant *p, size_t count, struct error *err)
@@ -285,6 +290,18 @@ static double median(double *values, size_t count)
 {
 	qsort(values, count, sizeof(*values), compare_doubles);
 	return values[count / 2];
+}
+
+static int measure_flush(struct keeper_process *k, struct error *err)
+{
+	double seconds[MEASURED_RUNS];
+
+	for (int i = 0; i < MEASURED_RUNS; i++)
+		if (device_mark(k->device, 0, err) < 0 || device_flush(k->device, err) < 0 || device_mark(k->device, 1, err) < 0 ||
+		    device_between_marks(k->device, &seconds[i], err) < 0)
+			return -1;
+	k->rates.flush = median(seconds, MEASURED_RUNS);
+	return 0;
 }
 
 enum action { POISON, COPY, ZERO };
@@ -343,7 +360,7 @@ int keeper_memory_open(struct keeper_process *k, struct error *err)
 	if (device_slab_make(k->device, &k->inputs, "inputs", input_room(k), err) < 0 ||
 	    device_slab_make(k->device, &k->outputs, "outputs", output_room(k), err) < 0 || warm_up(k, err) < 0 ||
 	    measure_rate(k, POISON, &k->rates.poison, err) < 0 || measure_rate(k, COPY, &k->rates.copy, err) < 0 ||
-	    measure_rate(k, ZERO, &k->rates.zero, err) < 0)
+	    measure_rate(k, ZERO, &k->rates.zero, err) < 0 || measure_flush(k, err) < 0)
 		return -1;
 	for (size_t i = 0; i < k->named_count; i++)
 		if (measure_prepare(k, k->named[i], err) < 0)

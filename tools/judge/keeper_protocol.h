@@ -33,9 +33,12 @@
  * The clock. PREPARE leaves the flush of the caches running and answers; km-bench asks the runner to enqueue; the runner
  * enqueues a kernel of one block that writes the serial to page.arrived and spins until page.release holds it, an event,
  * the work of km_run, an event; says so, synchronises, and writes page.done. RELEASE waits for the flush, then for
- * page.arrived, takes the time t0, writes page.release, waits for page.done, copies some rows of the output by the copy
- * engine, and takes the time t1. window = t1 - t0. (On an H200 each switch between two contexts costs 140 us, and this order has
- * none inside the window: an empty kernel's window is 159 us with quartiles 2 us apart; go-and-wait had 305 to 329 us.)
+ * page.arrived, writes page.release, waits for page.done, and copies some rows of the output by the copy engine. The
+ * window is from the end of the flush to the end of the copy: whatever the runner does before it says that it has
+ * arrived is in it. A flush that ended before RELEASE came (the runner was slow to enqueue) gives no window; it is drawn
+ * out by more passes in later calls, up to 1.6 ms, below the 2 ms after which another context would have its turn. (On an
+ * H200 the one switch of contexts, at the end of the flush, takes 140 us, an empty kernel's window is 159 us with 1 us between
+ * its quartiles; the order go, wait, read had 305 to 329 us.)
  */
 #ifndef KM_KEEPER_PROTOCOL_H
 #define KM_KEEPER_PROTOCOL_H
@@ -96,7 +99,7 @@ struct keeper_message {
 	int32_t who, workload, set, outcome;
 	int64_t value, count;
 	double seconds;
-	double window, prepare, usual;      /* seconds; prepare: from the first launch to the end of the flush, and (but for
+	double window, prepare, usual;      /* seconds; window: negative if there is none; prepare: from the first launch to the end of the flush, and (but for
 	                                     * PROTOCOL_IDLE) what a small kernel takes right after the window; usual: what
 	                                     * that takes when nobody else uses the device, for these sizes */
 	double flops, bytes_moved;
