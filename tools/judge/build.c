@@ -151,9 +151,10 @@ static int run_compiler(const struct build_job *job, struct process_result *r, s
 {
 	struct sandbox_file files[] = { { -1, job->target->source }, { -1, "task.h" }, { -1, "kernel.map" } };
 	char *script = job->target->script(job);
-	const char *const argv[] = { "/bin/sh", "-c", script, NULL };
+	const char *const argv[] = { "/bin/sh", "-c", script, NULL }, *const toolkit[] = { job->tools.root, NULL };
 	struct sandbox_spec spec = {
 		.argv = argv, .files = files, .file_count = 3, .no_sandbox = job->options->no_sandbox,
+		.libraries = job->tools.root[0] && !starts_with(job->tools.root, "/usr") ? toolkit : NULL,
 		.limits = { .wall_seconds = job->task->compile_seconds, .cpu_seconds = job->task->compile_seconds + 1,
 			    .memory_bytes = (size_t)BUILD_MEMORY_MAX_GB << 30, .address_bytes = (size_t)BUILD_MEMORY_MAX_GB << 30,
 			    .file_bytes = BUILD_LIBRARY_MAX, .scratch_mb = job->target->scratch_mb, .processes = PROCESSES_MAX },

@@ -18,7 +18,7 @@
 
 enum { NAME_MAX_BYTES = 160, KERNELS_MAX = 64, ADVICE_MAX = 400 };
 
-static const char compile_flags[] = "-O3 -std=c++17 --no-exceptions --expt-relaxed-constexpr --extended-lambda --no-compress -cudart shared "
+static const char compile_flags[] = "-O3 -std=c++17 --expt-relaxed-constexpr --extended-lambda --no-compress -cudart shared "
 				    "-Xptxas -v -Xcompiler -fPIC,-fno-threadsafe-statics,-fno-stack-protector,-fno-ident,-ffunction-sections,"
 #if defined(__x86_64__)
 				    "-fcf-protection=none,"
@@ -28,7 +28,7 @@ static const char compile_flags[] = "-O3 -std=c++17 --no-exceptions --expt-relax
 static const char link_flags[] = "-shared -nostartfiles -s -Wl,-z,relro,-z,now,-z,defs -Wl,--build-id=none -Wl,--hash-style=sysv "
 				 "-Wl,--as-needed -Wl,--gc-sections -Wl,--defsym=__dso_handle=0 -Wl,--version-script=kernel.map";
 
-/* The C++ library is there so that what is missing of it is refused by name; none of it is allowed. */
+/* Of the C++ library only what unwinds the stack is allowed; it is linked so that the rest is refused by name. */
 static const char *const links[] = { "cudart", "m", "stdc++", NULL };
 
 /* nvcc's function that registers the kernels when the library is opened. */
@@ -64,6 +64,7 @@ static int find_tools(struct build_job *job, struct error *err)
 	snprintf(job->tools.machine, sizeof(job->tools.machine), "%s", job->tools.arch);
 	allow_library(job, "cudart");
 	allow_library(job, "cuda");
+	allow_library(job, "stdc++");
 	return 0;
 }
 
@@ -165,7 +166,7 @@ static bool is_assembled(const struct build_job *job, const char *path, size_t l
 
 /* ---- what it made ---------------------------------------------------------------------------------------------------------- */
 
-/* Of a library that the task allows: "cublasGemmEx" of cublas. What begins with "cuda" is the runtime's. */
+/* Of a library that the task allows: "cublasGemmEx" of cublas. What begins with "cuda" is the runtime's or the driver's. */
 static bool is_of_library(const struct build_job *job, const char *name)
 {
 	for (size_t i = 0; i < job->name_count; i++)
@@ -195,7 +196,7 @@ static bool check_object(const struct build_made *made, struct build *b)
 		return true;
 	build_decide(b, BUILD_REJECTED, "constructor",
 		     "code that runs when the library is opened or closed is not allowed (%s): give global and static variables constant "
-		     "initialisers, and fill them in km_init", name);
+		     "initialisers and fill them in km_init; <iostream>, and with it <cub/cub.cuh> and <thrust/...>, brings such code", name);
 	return false;
 }
 

@@ -65,6 +65,8 @@ bool import_is_cuda(const char *name)
 		"__cudaRegisterFatBinary", "__cudaRegisterFatBinaryEnd", "__cudaUnregisterFatBinary", "__cudaRegisterFunction",
 		"__cudaRegisterVar", "__cudaInitModule", "__cudaPushCallConfiguration", "__cudaPopCallConfiguration", "__cudaGetKernel",
 		"__cudaLaunchKernel", "__cxa_atexit" };
+	/* g++'s: for headers with exceptions that are not thrown. */
+	static const char *const unwinding[] = { "__gxx_personality_v0", "_Unwind_Resume", "__cxa_begin_catch", "__cxa_end_catch", "_ZSt9terminatev" };
 	static const char *const runtime[] = {
 		"cudaLaunchKernel", "cudaLaunchKernelExC", "cudaLaunchCooperativeKernel",
 		"cudaFuncSetAttribute", "cudaFuncGetAttributes", "cudaFuncSetCacheConfig",
@@ -80,7 +82,8 @@ bool import_is_cuda(const char *name)
 	static const char *const driver[] = {
 		"cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col", "cuTensorMapEncodeIm2colWide", "cuTensorMapReplaceAddress" };
 
-	return in_list(name, compiler, sizeof(compiler) / sizeof(*compiler)) || in_list(name, runtime, sizeof(runtime) / sizeof(*runtime)) ||
+	return in_list(name, compiler, sizeof(compiler) / sizeof(*compiler)) || in_list(name, unwinding, sizeof(unwinding) / sizeof(*unwinding)) ||
+	       in_list(name, runtime, sizeof(runtime) / sizeof(*runtime)) ||
 	       in_list(name, driver, sizeof(driver) / sizeof(*driver));
 }
 
@@ -125,6 +128,7 @@ const char *import_cuda_advice(const char *name)
 		{ "cudaImport", "other processes' memory is out of reach" },
 		{ "_Zn", "no host memory is allocated: use static variables, arrays of fixed size, and a->workspace" },
 		{ "_Zd", "no host memory is allocated: use static variables, arrays of fixed size, and a->workspace" },
+		{ "__cxa_", "nothing is thrown: return another value than 0 for failure" },
 		{ "_ZNSt", "the C++ library's code is not linked: only what its headers hold in full" },
 		{ "_ZSt", "the C++ library's code is not linked: only what its headers hold in full" },
 		{ "malloc", "no host memory is allocated: use static variables, arrays of fixed size, and a->workspace" },
