@@ -32,10 +32,10 @@ static int ask_compiler(const char *compiler, const char *option, const char *wo
 		while (line && line > r.output.data && line[-1] != '\n')
 			line--;
 	}
-	if (result == 0 && (!line || !*line))
-		result = error_set(err, KM_EXIT_ENVIRONMENT, "the compiler '%s' does not work", compiler);
-	if (result == 0)
+	if (line && *line)
 		snprintf(answer, size, "%.*s", (int)strcspn(line, "\n"), line);
+	else if (result == 0)
+		result = error_set(err, KM_EXIT_ENVIRONMENT, "the compiler '%s' does not work", compiler);
 	process_result_release(&r);
 	return result;
 }
