@@ -400,7 +400,10 @@ int device_mark(struct device *d, int which, struct error *err)
 
 bool device_passed_mark(struct device *d, int which)
 {
-	return cudaEventQuery(d->marks[which]) == cudaSuccess;
+	bool passed = cudaEventQuery(d->marks[which]) == cudaSuccess;
+
+	cudaGetLastError(); /* "not ready" stays there, too, and is no failure of the next kernel; real ones come again */
+	return passed;
 }
 
 int device_between_marks(struct device *d, double *seconds, struct error *err)

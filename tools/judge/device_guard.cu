@@ -198,20 +198,27 @@ static uint64_t repeat(uint64_t x, size_t bits)
 	return x;
 }
 
+static struct pattern all_over(enum task_dtype dtype, bool nan)
+{
+	struct pattern q = pattern_of(dtype, nan);
+
+	return (struct pattern){ repeat(q.fixed, dtype_bits(dtype)), repeat(q.random, dtype_bits(dtype)) };
+}
+
 struct poison {
 	uint8_t *to;
 	const uint8_t *earlier;
 	size_t bytes, stride;
 	int kind;
 	uint64_t seed;
-	struct pattern patterns[2];
+	struct pattern nan, huge;
 };
 
 __device__ static void poison_bytes(const struct poison &p, uint8_t *to, size_t from, int kind, uint64_t seed)
 {
 	for (size_t i = from; i < p.bytes; i++) {
 		uint64_t u = ref_random(seed, i / 8);
-		struct pattern q = p.patterns[kind == DEVICE_POISON_HUGE];
+		struct pattern q = kind == DEVICE_POISON_HUGE ? p.huge : p.nan;
 
 		to[i] = kind == DEVICE_POISON_EARLIER ? p.earlier[i] : (uint8_t)((q.fixed | (u & q.random)) >> (i % 8 * 8));
 	}
@@ -223,7 +230,7 @@ __global__ static void poison_kernel(struct poison p)
 	uint64_t seed = ref_random(p.seed, blockIdx.y);
 	uint8_t *to = p.to + blockIdx.y * p.stride;
 	int kind = p.kind != DEVICE_POISON_MIXED ? p.kind : (int)ref_below(~p.seed, blockIdx.y, p.earlier ? 3 : 2);
-	struct pattern q = p.patterns[kind == DEVICE_POISON_HUGE];
+	struct pattern q = kind == DEVICE_POISON_HUGE ? p.huge : p.nan;
 
 	for (size_t i = first; i < count; i += step) {
 		uint64_t a = q.fixed | (ref_random(seed, 2 * i) & q.random), b = q.fixed | (ref_random(seed, 2 * i + 1) & q.random);
@@ -240,18 +247,12 @@ __global__ static void poison_kernel(struct poison p)
 int device_poison(struct device *d, enum task_dtype dtype, void *to, size_t bytes, size_t stride, size_t copies,
 		  enum device_poison_kind kind, const void *earlier, uint64_t seed, struct error *err)
 {
-	size_t bits = dtype_bits(dtype);
-	struct poison p = { (uint8_t *)to, (const uint8_t *)earlier, bytes, stride, kind, seed, {} };
+	struct poison p = { (uint8_t *)to, (const uint8_t *)earlier, bytes, stride, kind, seed, all_over(dtype, true), all_over(dtype, false) };
 	unsigned blocks = device_blocks(d, bytes / 16, 256 * 4);
 
 	if (bytes == 0 || copies == 0)
 		return 0;
 	if (kind == DEVICE_POISON_EARLIER && !earlier)
 		p.kind = DEVICE_POISON_HUGE;
-	for (int i = 0; i < 2; i++) {
-		struct pattern q = pattern_of(dtype, i == 0);
-
-		p.patterns[i] = (struct pattern){ repeat(q.fixed, bits), repeat(q.random, bits) };
-	}
 	return device_launch(d, "poison", err, poison_kernel, dim3(blocks, (unsigned)copies), 256, p);
 }

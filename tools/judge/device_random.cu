@@ -164,8 +164,10 @@ __global__ static void __launch_bounds__(256) fill_kernel(typename AS::type *to,
 			for (size_t i = 0; i < sizeof(packed) / sizeof(uint4); i++)
 				((uint4 *)(to + g * GROUP))[i] = ((const uint4 *)&packed)[i];
 		} else {
-			for (uint64_t i = g * GROUP; i < count; i++)
-				to[i] = packed.e[i - g * GROUP];
+#pragma unroll
+			for (int i = 0; i < GROUP; i++)
+				if (g * GROUP + i < count)
+					to[g * GROUP + i] = packed.e[i];
 		}
 	}
 }
@@ -178,8 +180,10 @@ __global__ static void fill_bool_kernel(uint8_t *to, uint64_t count, uint64_t se
 		uint4 u = philox(g, 0, seed);
 		uint32_t words[4] = { u.x, u.y, u.z, u.w };
 
-		for (uint64_t i = 0; i < 16 && g * 16 + i < count; i++)
-			to[g * 16 + i] = words[i / 4] >> (i % 4 * 8) & 1;
+#pragma unroll
+		for (int i = 0; i < 16; i++)
+			if (g * 16 + i < count)
+				to[g * 16 + i] = words[i / 4] >> (i % 4 * 8) & 1;
 	}
 }
 

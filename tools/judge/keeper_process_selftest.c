@@ -697,6 +697,22 @@ static void test_unwritten(struct selftest *t)
 	tell(t, missed == 0, "outputs that nobody wrote are wrong (all rows were in %d of 12 calls)", all_wrong);
 }
 
+/* An answer that was right is no poison for other calls on the same inputs. */
+static void test_unwritten_again(struct selftest *t)
+{
+	struct answer a;
+	int missed = 0;
+
+	if (!ask_inputs(t, t->small, 0, false) || !right_answer(t, &a))
+		return;
+	if (call(t, &a) && ask_check(t, 0, true)) {
+		for (int round = 0; round < 12 && call(t, NULL) && ask_check(t, 0, false); round++)
+			missed += t->m.found.output < 0;
+		tell(t, missed == 0, "outputs that nobody wrote are wrong after a right answer to the same inputs");
+	}
+	answer_release(&a);
+}
+
 /* Make one element of an output wrong; its row and index must be named. */
 static void test_one_element(struct selftest *t, const struct answer *right, int output, int64_t row, double value, const char *what)
 {
@@ -727,8 +743,8 @@ static void test_wrong(struct selftest *t)
 	for (int i = 0; i < t->k.task.output_count; i++) {
 		bool narrow = t->k.task.outputs[i].dtype > DTYPE_BFLOAT16;
 
-		if (row_elements(t, i) == 0)
-			continue;
+		if (row_elements(t, i) == 0 || t->k.task.outputs[i].dtype == DTYPE_BOOL)
+			continue; /* any large number may be right as a bool */
 		test_one_element(t, &a, i, last, narrow ? 100 : 30000, "a large element");
 		if (!narrow) {
 			test_one_element(t, &a, i, 0, (double)NAN, "a NaN");
@@ -923,20 +939,36 @@ static void *slow_runner(void *page)
 	return NULL;
 }
 
-static void test_clock(struct selftest *t)
+/* A call of 20 ms, with a thread as the runner. A flush that ended too early gives no window, and lasts longer next time. */
+static bool time_slow_call(struct selftest *t, double *window)
 {
 	struct keeper_page *page = t->page[0];
 	pthread_t thread;
+	bool good = true;
 
-	if (!ask_inputs(t, t->small, 0, false) || !ask_prepare(t, 0, PROTOCOL_QUEUED, 1))
-		return;
-	page->arrived = (uint32_t)t->serial;
-	if (pthread_create(&thread, NULL, slow_runner, page) == 0) {
-		bool good = ask_release(t, 0, false, false, 2) && t->m.outcome == KEEPER_RAN && t->m.window > 0.02 && t->m.window < 0.05;
-
+	*window = -1;
+	for (int i = 0; i < 8 && *window < 0 && good; i++) {
+		good = ask_prepare(t, 0, PROTOCOL_QUEUED, 1);
+		page->arrived = (uint32_t)t->serial;
+		if (!good || pthread_create(&thread, NULL, slow_runner, page) != 0)
+			return false;
+		good = ask_release(t, 0, false, false, 2) && t->m.outcome == KEEPER_RAN;
 		pthread_join(thread, NULL);
-		tell(t, good, "a call of 20 ms has a window of %.3f ms", t->m.window * 1e3);
+		*window = t->m.window;
 	}
+	return good;
+}
+
+static void test_clock(struct selftest *t)
+{
+	struct keeper_page *page = t->page[0];
+	double window;
+	bool good;
+
+	if (!ask_inputs(t, t->small, 0, false))
+		return;
+	good = time_slow_call(t, &window);
+	tell(t, good && window > 0.02 && window < 0.05, "a call of 20 ms has a window of %.3f ms", window * 1e3);
 	if (ask_prepare(t, 0, PROTOCOL_QUEUED, 1) && ask_release(t, 0, true, false, 0.05))
 		tell(t, t->m.outcome == KEEPER_LATE && page->release == (uint32_t)t->k.serial, "a call that does not end is late");
 	if (ask_prepare(t, 0, PROTOCOL_QUEUED, 1) && ask_release(t, 0, false, false, 0.05))
@@ -1115,6 +1147,7 @@ static void test_all(struct selftest *t)
 	test_sets(t);
 	test_places(t);
 	test_unwritten(t);
+	test_unwritten_again(t);
 	test_wrong(t);
 	test_few_rows(t);
 	test_late_write(t);

@@ -99,9 +99,10 @@ struct keeper_message {
 	int32_t who, workload, set, outcome;
 	int64_t value, count;
 	double seconds;
-	double window, prepare, usual;      /* seconds; window: negative if there is none; prepare: from the first launch to the end of the flush, and (but for
-	                                     * PROTOCOL_IDLE) what a small kernel takes right after the window; usual: what
-	                                     * that takes when nobody else uses the device, for these sizes */
+	/* Seconds. window: negative if there is none. prepare: from the first launch to the end of the flush, and (but for
+	 * PROTOCOL_IDLE) what a small kernel takes right after the window. usual: what that takes when nobody else uses the
+	 * device, for these sizes. */
+	double window, prepare, usual;
 	double flops, bytes_moved;
 	uint64_t where[PROTOCOL_SLABS], bytes[PROTOCOL_SLABS];
 	uint32_t args_bytes, patch_count;

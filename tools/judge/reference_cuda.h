@@ -33,7 +33,7 @@ REF_EXPORT int ref_inputs(const struct km_args *a, int set, uint64_t seed, void 
 REF_EXPORT int64_t ref_rows(const struct km_args *a);
 
 /* Compute `count` rows of every output, in higher precision. `rows` is in device memory, ascending; expected[i] (an array
- * in host memory of device pointers) has room for count rows of output i (definition order). Called with 32 rows after
+ * in host memory of device pointers) has room for count rows of output i (definition order). Called with some tens of rows after
  * most calls, and with all rows, in stretches of as many as the keeper has room for, after some. -INFINITY is a value; a NaN
  * is a bug of the reference and ends the judgement. */
 REF_EXPORT int ref_expected(const struct km_args *a, const int64_t *rows, int64_t count, double *const *expected, void *stream);
