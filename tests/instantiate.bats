@@ -280,6 +280,21 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m -o run/r00003/s0/request
 	"$KM/km-instantiate" hardware --prompts prompts | cmp - prompts/hardware.md
 }
 
+@test "hardware: a sheet of a device, by its datasheet or by what was measured" {
+	local sheet
+	"$KM/km-instantiate" hardware --target cuda --device h200 --prompts "$ROOT/prompts" >sheet
+	grep -q '^- Architecture: sm_90a: wgmma' sheet
+	run grep -c '{{' sheet
+	[ "$output" = 0 ]
+	run "$KM/km-instantiate" hardware --target cuda --device abacus --prompts "$ROOT/prompts"
+	[ "$status" -eq 2 ]
+	[[ $output == *H200* ]]
+	mkdir -m 700 cache
+	echo '{"name": "NVIDIA A100-SXM4-80GB", "major": 8, "minor": 0, "processors": 108, "read_gb_per_s": 1811.5}' >cache/probe-GPU-1.json
+	sheet=$(KM_CACHE=$PWD/cache "$KM/km-instantiate" hardware --target cuda --prompts "$ROOT/prompts")
+	[[ $sheet == *'- Device: NVIDIA A100-SXM4-80GB'$'\n'*'sm_80'*'108 multiprocessors'*'Measured on this device: read gb per s 1812'* ]]
+}
+
 @test "first tree and edit through km-update" {
 	make_run 40
 	jq -n '{made_by: {}, run: "x", task: "sgemm_cpu", target: "cpu", width: 1, k: 4, strategy: "world", policy: "default", seed: "1", recording: null,

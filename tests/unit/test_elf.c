@@ -25,6 +25,8 @@ static bool may_import(const char *name, void *context)
 }
 
 static const struct elf_policy policy = { .exports = exports, .needed = needed, .import_allowed = may_import };
+static const struct elf_policy registering = { .exports = exports, .needed = needed, .import_allowed = may_import, .may_keep_state = true,
+					       .may_register = true };
 
 /* Compile source text to bytes; the caller frees. */
 static char *compile(const char *source, const char *options, size_t *len)
@@ -118,6 +120,49 @@ static void test_objects(void **state)
 	free(bytes);
 }
 
+/* Whether something but the constructor "mine" would run when a library of this source is opened or closed. */
+static bool constructs(const char *source, const char *section)
+{
+	char name[40];
+	size_t len;
+	char *bytes = compile(source, "-c -O1 -fPIC", &len);
+	bool found = elf_constructor(bytes, len, "mine", name, sizeof(name));
+
+	if (found)
+		assert_string_equal(name, section);
+	free(bytes);
+	return found;
+}
+
+#define MINE "static __attribute__((constructor)) void mine(void) { __asm__ volatile(\"\"); } "
+
+static void test_constructors(void **state)
+{
+	struct elf_verdict verdict;
+	size_t len;
+	char *bytes;
+
+	(void)state;
+	assert_false(constructs("int f(void) { return 1; }", ""));
+	assert_false(constructs(MINE, ""));
+	assert_true(constructs("static __attribute__((constructor)) void other(void) { __asm__ volatile(\"\"); }", ".init_array"));
+	assert_true(constructs(MINE "static __attribute__((constructor)) void other(void) { __asm__ volatile(\"nop\"); }", ".init_array"));
+	assert_true(constructs(MINE "static __attribute__((constructor(200))) void other(void) { __asm__ volatile(\"\"); }", ".init_array.00200"));
+	assert_true(constructs(MINE "static __attribute__((destructor)) void other(void) { __asm__ volatile(\"\"); }", ".fini_array"));
+	assert_true(constructs("static __attribute__((used)) void mine(void) {} static __attribute__((used)) void other(void) {}\n"
+			       "__attribute__((used, section(\".init_array\"))) static void (*const p)(void) = other;", ".init_array"));
+	assert_true(constructs(MINE "__attribute__((used, section(\".ctors\"))) static void (*const p)(void) = mine;", ".ctors"));
+	bytes = compile(RUN MINE, flags, &len);
+	assert_true(elf_check(bytes, len, &registering, &verdict));
+	assert_false(elf_check(bytes, len, &policy, &verdict));
+	assert_string_equal(verdict.rule, "constructor");
+	free(bytes);
+	bytes = compile(RUN MINE "static __attribute__((constructor)) void other(void) { __asm__ volatile(\"\"); }", flags, &len);
+	assert_false(elf_check(bytes, len, &registering, &verdict));
+	assert_string_equal(verdict.rule, "constructor");
+	free(bytes);
+}
+
 static void test_defines(void **state)
 {
 	size_t len;
@@ -150,6 +195,8 @@ static void look(const char *bytes, size_t len)
 	elf_check(copy, len, &policy, &verdict);
 	elf_defines(copy, len, "km_run");
 	elf_variable(copy, len, names, sizeof(names));
+	elf_constructor(copy, len, "write", names, sizeof(names));
+	elf_check(copy, len, &registering, &verdict);
 	elf_globals(copy, len, may_import, NULL);
 	free(copy);
 }
@@ -184,7 +231,7 @@ static void test_mutated(void **state)
 	for (size_t cut = 0; cut < 2048 && cut < len; cut++)
 		look(bytes, cut);
 	free(bytes);
-	bytes = compile("int write(int a) { return a; } static int s; int f(void) { return s++; }", "-c -fPIC", &len);
+	bytes = compile("int write(int a) { return a; } static int s; __attribute__((constructor)) int f(void) { return s++; }", "-c -fPIC", &len);
 	mutate(bytes, len, 20000);
 	for (size_t cut = 0; cut < len; cut++)
 		look(bytes, cut);
@@ -194,7 +241,8 @@ static void test_mutated(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_rules), cmocka_unit_test(test_objects), cmocka_unit_test(test_defines), cmocka_unit_test(test_mutated),
+		cmocka_unit_test(test_rules), cmocka_unit_test(test_objects), cmocka_unit_test(test_constructors), cmocka_unit_test(test_defines),
+		cmocka_unit_test(test_mutated),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
