@@ -179,21 +179,24 @@ static unsigned char *output_at(const struct selftest *t, int output, size_t cop
 	return pointer_at(t, t->k.layout.output[output]) + copy * step;
 }
 
-/* The bytes of the nearest number of a type with few numbers, else the number rounded. */
+/* The code of the nearest number of a type of so many codes. */
 static uint64_t nearest_code(enum task_dtype dtype, double x, unsigned codes)
 {
-	uint64_t best = 0;
+	static double values[DTYPE_BOOL + 1][256];
+	const double *value = values[dtype];
 	double least = INFINITY;
+	uint64_t best = 0;
 
-	for (unsigned code = 0; code < codes; code++) {
+	for (unsigned code = value[1] == 0 ? 0 : codes; code < codes; code++) { /* once */
 		uint8_t byte = (uint8_t)code;
-		double value;
 
-		number_decode(dtype, &byte, 0, 1, &value);
-		if (value == x)
+		number_decode(dtype, &byte, 0, 1, &values[dtype][code]);
+	}
+	for (unsigned code = 0; code < codes; code++) {
+		if (value[code] == x)
 			return code;
-		if (fabs(value - x) < least) {
-			least = fabs(value - x);
+		if (fabs(value[code] - x) < least) {
+			least = fabs(value[code] - x);
 			best = code;
 		}
 	}
