@@ -3,10 +3,12 @@
  * Reads build.json, the library beside it and the task that it names; writes bench.json.
  *   km-bench --plan state/x/r00007/plan.json -o state/x/r00007/s0/bench.json state/x/r00007/s0/build.json
  *   km-compile -t tasks/sgemm_cpu mine.c | km-bench - | jq -r .status
+ * For a task with target cuda it starts km-keeper-cuda and km-runner-cuda, which are beside it.
  */
 #include "build.h"
 #include "cli.h"
 #include "file.h"
+#include "gpu.h"
 #include "hash.h"
 #include "input.h"
 #include "json.h"
@@ -29,6 +31,7 @@
 
 static const char usage[] =
 	"Usage: km-bench [OPTION]... BUILD.json\n"
+	"       km-bench --probe [-o FILE]\n"
 	"Judge a kernel that km-compile built: is it right, and how fast is it?\n"
 	"\n"
 	"      --set SET         the workloads to judge: feedback (default), final or all\n"
@@ -41,6 +44,7 @@ static const char usage[] =
 	"      --table           print times and factors of all as tab-separated text\n"
 	"      --replay FOLDER   take the verdict from this recording, run nothing\n"
 	"      --no-sandbox      run without bubblewrap: only for kernels that you trust\n"
+	"      --probe           measure what the CUDA device can do, once, and print it\n"
 	"  -o, --output FILE     write the verdict to FILE, not to standard output\n"
 	"  -h, --help            show this help\n"
 	"  -V, --version         show the version\n"
@@ -53,7 +57,7 @@ struct rival_option {
 };
 
 struct options {
-	bool feedback, final, table, peers, no_sandbox;
+	bool feedback, final, table, peers, no_sandbox, probe;
 	const char *plan, *replay, *output, *build;
 	struct rival_option *rivals;
 	size_t rival_count;
@@ -74,6 +78,9 @@ struct bench {
 	struct loaded candidate, baseline, *rivals;
 	size_t rival_count;
 	char march[64]; /* what the candidate was built for; "" if not said */
+	char arch[16];
+	struct gpu gpus[GPU_MAX];
+	int gpu_count; /* only for the target cuda */
 };
 
 static volatile sig_atomic_t interrupted;
@@ -116,6 +123,7 @@ static void parse_option(struct options *o, int c)
 	case 't': o->table = true; break;
 	case 'r': o->replay = optarg; break;
 	case 'n': o->no_sandbox = true; break;
+	case 'b': o->probe = true; break;
 	case 'o': o->output = optarg; break;
 	case 'h': cli_help(usage);
 	case 'V': cli_version();
@@ -130,6 +138,7 @@ static struct options parse_options(int argc, char **argv)
 		{ "versus", required_argument, NULL, 'v' }, { "peer", required_argument, NULL, 'e' },
 		{ "peers", no_argument, NULL, 'E' }, { "table", no_argument, NULL, 't' },
 		{ "replay", required_argument, NULL, 'r' }, { "no-sandbox", no_argument, NULL, 'n' },
+		{ "probe", no_argument, NULL, 'b' },
 		{ "output", required_argument, NULL, 'o' }, { "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' }, { NULL, 0, NULL, 0 },
 	};
@@ -138,6 +147,10 @@ static struct options parse_options(int argc, char **argv)
 
 	while ((c = getopt_long(argc, argv, "o:hV", names, NULL)) != -1)
 		parse_option(&o, c);
+	if (o.probe && argc > optind)
+		die_usage("--probe takes no build.json");
+	if (o.probe)
+		return o;
 	if (argc - optind != 1)
 		die_usage(argc - optind < 1 ? "no build.json given" : "more than one build.json given");
 	o.build = argv[optind];
@@ -223,14 +236,21 @@ static int load_built(const char *path, const cJSON *build, struct loaded *l, st
 	return result;
 }
 
+/* What is built here is built as the candidate was. */
+static struct build_options build_options_of(const struct bench *b)
+{
+	return (struct build_options){ .march = b->march[0] ? b->march : NULL, .arch = b->arch[0] ? b->arch : NULL,
+				       .no_sandbox = b->options->no_sandbox, .no_lease = true };
+}
+
 static int build_source(struct bench *b, const char *path, const char *const *libraries, struct loaded *l, struct error *err)
 {
-	struct build_options options = { .march = b->march[0] ? b->march : NULL, .libraries = libraries,
-					 .no_sandbox = b->options->no_sandbox, .no_lease = true };
+	struct build_options options = build_options_of(b);
 	struct build built;
 	struct buf source;
 	int result;
 
+	options.libraries = libraries;
 	buf_init(&source, BUILD_SOURCE_MAX);
 	result = file_read(path, &source, err);
 	if (result == 0) {
@@ -333,14 +353,17 @@ static int add_best(struct options *o, struct error *err)
 
 /* ---- judging ---------------------------------------------------------------------------------------------------- */
 
-/* The baseline is built for the same processor as the candidate was. */
+/* The baseline is built for the same processor or device as the candidate was. */
 static void find_march(struct bench *b)
 {
 	const char *flags = json_string(b->build, "flags"), *at = flags ? strstr(flags, "-march=") : NULL;
+	const char *arch = json_string(b->build, "arch");
 	size_t n = at ? strspn(at + 7, "abcdefghijklmnopqrstuvwxyz0123456789-_.+") : 0;
 
 	if (n > 0 && n < sizeof(b->march))
 		memcpy(b->march, at + 7, n);
+	if (arch && strlen(arch) < sizeof(b->arch))
+		memcpy(b->arch, arch, strlen(arch));
 }
 
 static struct judge_kernel kernel_of(const struct loaded *l)
@@ -360,11 +383,11 @@ static int print_table(const struct judge_options *options, const struct judge_r
 	return status;
 }
 
-static int judge_with(struct bench *b, const char *reference, struct error *err)
+static int judge_with(struct bench *b, const char *reference, int device, struct error *err)
 {
 	struct judge_kernel *rivals = xcalloc(b->rival_count + 1, sizeof(*rivals));
 	struct judge_options options = {
-		.keeper = &keeper_cpu, .task = &b->task, .reference = reference,
+		.keeper = keeper_of(b->task.target), .task = &b->task, .reference = reference, .device = device,
 		.candidate = kernel_of(&b->candidate), .baseline = kernel_of(&b->baseline),
 		.rivals = rivals, .rival_count = b->rival_count,
 		.feedback = b->options->feedback, .final = b->options->final,
@@ -386,47 +409,81 @@ static int judge_with(struct bench *b, const char *reference, struct error *err)
 	return status;
 }
 
-/* Everything that uses the processor happens under its lock. */
-static int judge_leased(struct bench *b, struct error *err)
+/* The baseline, those to compare with, and the reference, which the caller frees. */
+static char *build_others(struct bench *b, struct error *err)
 {
-	struct build_options options = { .march = b->march[0] ? b->march : NULL, .no_sandbox = b->options->no_sandbox, .no_lease = true };
-	char *path = task_path(&b->task, "baseline.c"), *reference = NULL;
-	int lease = lease_take("cpu", err), status = lease;
-	double start = monotonic_seconds();
+	struct build_options options = build_options_of(b);
+	char *name = xasprintf("baseline.%s", task_suffix(&b->task)), *path = task_path(&b->task, name), *reference = NULL;
 
-	if (status >= 0)
-		status = build_source(b, path, NULL, &b->baseline, err);
+	if (build_source(b, path, NULL, &b->baseline, err) == 0 && load_rivals(b, err) == 0)
+		reference = build_reference(&b->task, &options, err);
+	free(path);
+	free(name);
+	return reference;
+}
+
+/* Everything that uses the processor happens under its lock. */
+static int judge_on_cpu(struct bench *b, struct error *err)
+{
+	int lease = lease_take("cpu", err), status = lease < 0 ? -1 : 0;
+	double start = monotonic_seconds();
+	char *reference = status == 0 ? build_others(b, err) : NULL;
+
 	if (status == 0)
-		status = load_rivals(b, err);
-	if (status == 0 && !(reference = build_reference(&b->task, &options, err)))
-		status = -1;
-	if (status == 0)
-		status = judge_with(b, reference, err);
+		status = reference ? judge_with(b, reference, 0, err) : -1;
 	lease_drop(lease);
 	json_set_number(b->document, "seconds", monotonic_seconds() - start);
 	free(reference);
-	free(path);
+	return status;
+}
+
+/* Compiling needs no device, so that others may have it meanwhile. */
+static int judge_on_gpu(struct bench *b, struct error *err)
+{
+	double start = monotonic_seconds(), waited;
+	char *reference = build_others(b, err);
+	const struct gpu *gpu = NULL;
+	int lease = -1, status = -1;
+
+	waited = monotonic_seconds();
+	if (reference)
+		lease = gpu_lease(b->gpus, b->gpu_count, &gpu, &interrupted, err);
+	waited = monotonic_seconds() - waited;
+	if (lease >= 0)
+		status = judge_with(b, reference, gpu->ordinal, err);
+	lease_drop(lease);
+	json_set_number(b->document, "seconds", monotonic_seconds() - start - waited);
+	free(reference);
+	return status;
+}
+
+static int load_task(struct bench *b, bool cuda, struct error *err)
+{
+	char *folder = path_beside(b->options->build, json_string(b->build, "task"));
+	int status = task_load(folder, &b->task, err);
+
+	free(folder);
+	if (status == 0 && (b->task.target == TASK_CUDA) != cuda) {
+		status = error_set(err, KM_EXIT_INPUT, "'%s' was built for another target than that of its task '%s'", b->options->build,
+				   b->task.name);
+		task_release(&b->task);
+	}
 	return status;
 }
 
 static int judge_built(struct bench *b, struct error *err)
 {
-	char *folder;
+	bool cuda = strcmp(json_string(b->build, "target"), "cuda") == 0;
 	int status;
 
-	if (strcmp(json_string(b->build, "target"), "cuda") == 0)
-		return error_set(err, KM_EXIT_WAITING, "waiting for a CUDA device");
-	b->candidate.name = xstrdup("candidate");
-	if (load_built(b->options->build, b->build, &b->candidate, err) < 0)
+	if (cuda && (b->gpu_count = gpu_list(b->gpus, err)) < 0)
 		return -1;
-	folder = path_beside(b->options->build, json_string(b->build, "task"));
-	status = task_load(folder, &b->task, err);
-	free(folder);
-	if (status < 0)
+	b->candidate.name = xstrdup("candidate");
+	if (load_built(b->options->build, b->build, &b->candidate, err) < 0 || load_task(b, cuda, err) < 0)
 		return -1;
 	b->baseline.name = xstrdup("baseline");
 	find_march(b);
-	status = judge_leased(b, err);
+	status = cuda ? judge_on_gpu(b, err) : judge_on_cpu(b, err);
 	for (size_t i = 0; i < b->rival_count; i++)
 		loaded_release(&b->rivals[i]);
 	free(b->rivals);
@@ -490,6 +547,15 @@ static int make_document(struct bench *b, struct error *err)
 	return strcmp(status, "BUILT") == 0 ? judge_built(b, err) : 0;
 }
 
+static int probe(const struct options *o, struct error *err)
+{
+	cJSON *found = gpu_probe(&interrupted, err);
+	int status = found ? json_save(o->output, found, err) : -1;
+
+	cJSON_Delete(found);
+	return status;
+}
+
 static int run(struct options *o, struct error *err)
 {
 	struct bench b = { .options = o };
@@ -521,7 +587,7 @@ int main(int argc, char **argv)
 	if (o.no_sandbox)
 		warning("running without a sandbox: this kernel can read and write whatever you can");
 	catch_signals();
-	status = run(&o, &err);
+	status = o.probe ? probe(&o, &err) : run(&o, &err);
 	if (interrupted)
 		die_of_signal();
 	if (status < 0)

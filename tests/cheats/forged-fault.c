@@ -36,7 +36,7 @@ struct runner {
 	int (*run)(const struct km_args *);
 };
 
-enum { SENDTO = 44, RECVFROM = 45, MADVISE = 28, ANSWER = 9, FAULT = 10 };
+enum { SENDTO = 44, RECVFROM = 45, MADVISE = 28, ANSWER = 10, FAULT = 12 };
 
 static struct message *message_around(const struct km_args *a)
 {

@@ -49,7 +49,7 @@ static enum versus_verdict trial(const struct machine *m, double factor)
 		gains[w] = statistics_robust(pairs, 2 * VERSUS_BLOCKS);
 	}
 	all = statistics_score_gain(gains, speedup, WORKLOADS, false);
-	return statistics_versus(&all, &z);
+	return statistics_versus(&all, VERSUS_GAIN, &z);
 }
 
 static int count(const struct machine *m, double factor, enum versus_verdict verdict)
@@ -100,15 +100,15 @@ static void small_gains_do_not_count(void **state)
 	double z;
 
 	(void)state;
-	assert_int_equal(statistics_versus(&gain, &z), VERSUS_EQUAL);
+	assert_int_equal(statistics_versus(&gain, VERSUS_GAIN, &z), VERSUS_EQUAL);
 	assert_true(z > 3);
 	gain.mean = log(1.02);
-	assert_int_equal(statistics_versus(&gain, &z), VERSUS_BETTER);
+	assert_int_equal(statistics_versus(&gain, VERSUS_GAIN, &z), VERSUS_BETTER);
 	gain.error = 0.01;
-	assert_int_equal(statistics_versus(&gain, &z), VERSUS_EQUAL);
+	assert_int_equal(statistics_versus(&gain, VERSUS_GAIN, &z), VERSUS_EQUAL);
 	gain.mean = -log(1.02);
 	gain.error = 0.001;
-	assert_int_equal(statistics_versus(&gain, &z), VERSUS_WORSE);
+	assert_int_equal(statistics_versus(&gain, VERSUS_GAIN, &z), VERSUS_WORSE);
 }
 
 /* Few values with the same mean and error are weaker evidence: t of 4 with 5 degrees of freedom is z of 2.6. */
@@ -118,10 +118,10 @@ static void few_values_weigh_less(void **state)
 	double z;
 
 	(void)state;
-	assert_int_equal(statistics_versus(&gain, &z), VERSUS_EQUAL);
+	assert_int_equal(statistics_versus(&gain, VERSUS_GAIN, &z), VERSUS_EQUAL);
 	assert_true(fabs(z - 2.57) < 0.05);
 	gain.freedom = 1000;
-	assert_int_equal(statistics_versus(&gain, &z), VERSUS_BETTER);
+	assert_int_equal(statistics_versus(&gain, VERSUS_GAIN, &z), VERSUS_BETTER);
 	assert_true(fabs(z - 4) < 0.02);
 }
 

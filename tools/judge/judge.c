@@ -27,7 +27,7 @@ struct judge {
 	double elapsed[MAX_ROUNDS]; /* of the candidate's calls */
 	size_t rounds;       /* of the workload at hand */
 	double *gaps;
-	size_t gap_count, gap_size, disturbed;
+	size_t gap_count, gap_size, disturbed, busy;
 	/* what remains of the deck of input sets */
 	int deck[DECK];
 	int deck_left, full_check_at;
@@ -111,6 +111,12 @@ static void note_gap(struct judge *j, const struct keeper_call *call)
 	}
 	j->gaps[j->gap_count++] = call->gap;
 	j->disturbed += call->disturbed;
+	j->busy += call->busy;
+}
+
+static bool is_many(const struct judge *j, size_t calls)
+{
+	return calls >= MANY_GAPS && (double)calls > GAP_SHARE * (double)j->gap_count;
 }
 
 /* A single gap may be the machine's: time stolen from a virtual machine is charged to whoever was running. One who works
@@ -118,7 +124,10 @@ static void note_gap(struct judge *j, const struct keeper_call *call)
  * those left out in which it is slow. */
 static void judge_gaps(struct judge *j)
 {
-	if (j->disturbed >= MANY_GAPS && (double)j->disturbed > GAP_SHARE * (double)j->gap_count)
+	if (is_many(j, j->busy))
+		verdict_set(&j->result->verdict, VERDICT_REJECTED, "work-between-calls",
+			    "the device was at work for the kernel before or after %zu of %zu calls", j->busy, j->gap_count);
+	if (is_many(j, j->disturbed))
 		verdict_set(&j->result->verdict, VERDICT_REJECTED, "work-between-calls",
 			    "the kernel's process used the processor between %zu of %zu calls (median %.0f us, allowed %.0f us)",
 			    j->disturbed, j->gap_count, statistics_quantile(j->gaps, j->gap_count, 0.5) * 1e6, KEEPER_GAP * 1e6);
@@ -298,12 +307,13 @@ static int run_round(struct judge *j, struct judge_workload *w, const size_t *or
 static const char *choose_active(struct judge *j, double start, bool *active)
 {
 	double elapsed = monotonic_seconds() - start;
-	bool late = elapsed > JUDGE_SECONDS, any = false, decided = false, full = false;
+	const struct keeper_rules *rules = &j->ops->rules;
+	bool late = elapsed > rules->seconds, any = false, decided = false, full = false;
 	size_t blocks = j->rounds / 2;
 
 	for (size_t who = BASELINE; who < j->participants; who++) {
 		struct estimate gain = gain_of(j, who);
-		bool good = who == BASELINE ? gain.error < JUDGE_NOISE || elapsed > JUDGE_BASELINE : statistics_decided(&gain);
+		bool good = who == BASELINE ? gain.error < rules->noise || elapsed > rules->baseline_seconds : statistics_decided(&gain);
 		bool enough = gain.n >= 2 * JUDGE_MIN_BLOCKS && (late || good);
 
 		decided = decided || (who != BASELINE && enough && !late);
@@ -352,10 +362,106 @@ static void summarise_all(struct judge *j, struct judge_workload *w)
 {
 	summarise(j, CANDIDATE, &w->candidate);
 	summarise(j, BASELINE, &w->baseline);
+	if (!j->ops->idle)
+		w->idle = w->candidate.elapsed;
 	w->rivals = xcalloc(j->participants - RIVALS + 1, sizeof(*w->rivals));
 	for (size_t who = RIVALS; who < j->participants; who++)
 		summarise(j, who, &w->rivals[who - RIVALS]);
 }
+
+/* ---- second phase: may its times be believed? ------------------------------------------------------------------- */
+
+static void judge_window(struct judge *j, struct judge_workload *w)
+{
+	const double *seconds = times_of(j, CANDIDATE);
+	double *excess = xreallocarray(NULL, j->rounds + 1, sizeof(*excess)), allowed;
+	size_t count = 0;
+
+	for (size_t i = 0; i < j->rounds; i++)
+		if (!isnan(seconds[i]))
+			excess[count++] = j->elapsed[i] - seconds[i];
+	w->excess = statistics_quantile(excess, count, 0.5);
+	free(excess);
+	allowed = JUDGE_WINDOW_SLACK + JUDGE_WINDOW_SHARE * w->candidate.median;
+	if (w->excess > allowed)
+		verdict_set(&j->result->verdict, VERDICT_REJECTED, "clock",
+			    "a call takes %.2f us by its stream's events, but %.2f us more by our clock (allowed %.2f us)",
+			    w->candidate.median * 1e6, w->excess * 1e6, allowed * 1e6);
+}
+
+static void judge_floor(struct judge *j, struct judge_workload *w, double least)
+{
+	if (w->candidate.median < JUDGE_FLOOR_SHARE * least)
+		verdict_set(&j->result->verdict, VERDICT_REJECTED, "floor",
+			    "a call takes %.2f us by its stream's events, but by its datasheet the device needs %.2f us",
+			    w->candidate.median * 1e6, least * 1e6);
+}
+
+static int call_idle(struct judge *j, struct judge_workload *w, struct error *err)
+{
+	double seconds[JUDGE_IDLE_CALLS];
+	size_t count = 0;
+	bool all;
+
+	for (int i = 0; i < JUDGE_IDLE_CALLS && takes_part(j, CANDIDATE); i++) {
+		struct keeper_call call;
+
+		if (j->ops->inputs(j->keeper, w->index, draw_set(j, &all), draw_vary(), err) < 0 ||
+		    j->ops->idle(j->keeper, CANDIDATE, &call, &j->result->verdict, err) < 0)
+			return -1;
+		if (takes_part(j, CANDIDATE))
+			seconds[count++] = call.seconds;
+	}
+	w->idle = statistics_quantile(seconds, count, 0.5);
+	return 0;
+}
+
+/* Calls in a row leave no room to work before a call or after it. Another's use of the device can only slow a batch down,
+ * so the fastest counts. */
+static int call_batches(struct judge *j, struct judge_workload *w, struct error *err)
+{
+	double claim = w->candidate.median, allowed = 0;
+	bool all;
+
+	for (int i = 0; i < JUDGE_BATCHES && takes_part(j, CANDIDATE); i++) {
+		struct keeper_batch batch;
+
+		if (j->ops->inputs(j->keeper, w->index, draw_set(j, &all), draw_vary(), err) < 0 ||
+		    j->ops->batch(j->keeper, CANDIDATE, claim, &batch, &j->result->verdict, err) < 0)
+			return -1;
+		if (!takes_part(j, CANDIDATE))
+			return 0;
+		if (isnan(w->batch) || batch.elapsed / (double)batch.calls < w->batch) {
+			w->batch = batch.elapsed / (double)batch.calls;
+			w->batch_calls = (size_t)batch.calls;
+			allowed = (1 + JUDGE_BATCH_SHARE) * claim + JUDGE_BATCH_SLACK + batch.more;
+		}
+	}
+	if (w->batch > allowed)
+		verdict_set(&j->result->verdict, VERDICT_REJECTED, "clock",
+			    "a call takes %.2f us by its stream's events, but %zu in a row take %.2f us each by our clock (allowed %.2f us)",
+			    claim * 1e6, w->batch_calls, w->batch * 1e6, allowed * 1e6);
+	return 0;
+}
+
+static int believe(struct judge *j, struct judge_workload *w, struct error *err)
+{
+	double least;
+
+	w->floor = j->ops->floor(j->keeper, w->index, w->flops, w->bytes, &least);
+	judge_window(j, w);
+	judge_floor(j, w, least);
+	if (takes_part(j, CANDIDATE) && call_idle(j, w, err) < 0)
+		return -1;
+	if (takes_part(j, CANDIDATE) && call_batches(j, w, err) < 0)
+		return -1;
+	w->status = j->result->verdict.status;
+	if (!takes_part(j, CANDIDATE))
+		j->result->failed_workload = w->index;
+	return 0;
+}
+
+/* ---- second phase: a workload ----------------------------------------------------------------------------------- */
 
 /* One untimed round first: pages, branch predictors and the processor's clock come to where they stay. */
 static int time_workload(struct judge *j, struct judge_workload *w, struct error *err)
@@ -384,6 +490,8 @@ static int time_workload(struct judge *j, struct judge_workload *w, struct error
 	summarise_all(j, w);
 	free(active);
 	free(order);
+	if (result == 0 && j->ops->batch && takes_part(j, CANDIDATE))
+		result = believe(j, w, err);
 	return result;
 }
 
@@ -398,9 +506,11 @@ static void choose_workloads(struct judge *j)
 	r->workloads = xcalloc((size_t)task->workload_count + 1, sizeof(*r->workloads));
 	for (int i = 0; i < task->workload_count; i++)
 		if ((j->options->feedback && task->workloads[i].feedback) || (j->options->final && task->workloads[i].final)) {
-			r->workloads[r->workload_count].ended_by = "";
-			j->workloads[r->workload_count] = i;
-			r->workloads[r->workload_count++].index = i;
+			struct judge_workload *w = &r->workloads[r->workload_count];
+
+			w->ended_by = "";
+			w->floor = w->idle = w->excess = w->batch = (double)NAN;
+			j->workloads[r->workload_count++] = w->index = i;
 		}
 }
 
@@ -408,7 +518,7 @@ static int open_keeper(struct judge *j, struct error *err)
 {
 	struct keeper_options options = {
 		.task = j->options->task, .reference = j->options->reference, .workloads = j->workloads,
-		.workload_count = j->result->workload_count, .participants = j->participants,
+		.workload_count = j->result->workload_count, .participants = j->participants, .device = j->options->device,
 		.no_sandbox = j->options->no_sandbox, .interrupted = j->options->interrupted,
 	};
 
@@ -464,6 +574,12 @@ static double score_of(const struct estimate *log_speedup, size_t n, bool geomet
 	return 100 * (geometric ? exp(sum / (double)n) : sum / (double)n);
 }
 
+/* The smallest difference that counts, as a share of the time. */
+static double smallest_gain(const struct judge *j, const struct judge_workload *w)
+{
+	return fmax(VERSUS_GAIN, j->ops->rules.gain_seconds / w->candidate.median);
+}
+
 static void score_rival(const struct judge *j, size_t rival, const struct estimate *log_speedup, const double *speedup, size_t n)
 {
 	struct judge_rival *r = &j->result->rivals[rival];
@@ -472,11 +588,13 @@ static void score_rival(const struct judge *j, size_t rival, const struct estima
 	size_t at = 0;
 
 	r->score = (double)NAN;
+	r->smallest = 0;
 	for (size_t i = 0; i < j->result->workload_count; i++)
 		if (scores(j, &j->result->workloads[i])) {
 			gains[at] = j->result->workloads[i].rivals[rival].gain;
 			own[at] = log_speedup[at];
 			own[at].mean -= gains[at].mean;
+			r->smallest += smallest_gain(j, &j->result->workloads[i]) / (double)n;
 			at++;
 		}
 	if (r->verdict.status == VERDICT_PASSED) {
@@ -527,6 +645,10 @@ int judge_run(const struct judge_options *options, struct judge_result *result, 
 	if (status == 0 && result->verdict.status == VERDICT_PASSED)
 		score(&j);
 	result->median_gap = j.gap_count ? statistics_quantile(j.gaps, j.gap_count, 0.5) : 0;
+	if (j.keeper && j.ops->facts) {
+		j.ops->facts(j.keeper, &result->facts);
+		result->has_facts = true;
+	}
 	if (j.keeper)
 		j.ops->close(j.keeper);
 	free(j.gaps);

@@ -7,6 +7,9 @@
  * random order, half of them normal, and in a quarter of all rounds scalars vary, in both phases alike.
  *
  * A workload's speed-up is e to the robust mean over rounds of ln(baseline time / candidate time).
+ *
+ * Where the times are a runner's own word (cuda), they are believed only as far as other clocks bear them out: the window of
+ * each call, batches of calls in a row, and the device's datasheet. Else: REJECTED, "clock" or "floor".
  */
 #ifndef KM_JUDGE_H
 #define KM_JUDGE_H
@@ -24,11 +27,18 @@
 enum {
 	JUDGE_MIN_BLOCKS = 5,
 	JUDGE_MAX_RIVALS = 256,
+	JUDGE_IDLE_CALLS = 8,  /* of a workload, on an idle device */
+	JUDGE_BATCHES = 3,     /* the fastest of which counts */
 };
 
-#define JUDGE_SECONDS 2.0   /* most time spent on timing one workload, but for JUDGE_MIN_BLOCKS */
-#define JUDGE_BASELINE 0.7  /* most seconds of these in which the baseline takes part, which may be slow */
-#define JUDGE_NOISE 0.005   /* relative error of a speed-up that is good enough */
+/* Where the keeper has clocks of its own (keeper.h, batch): what a call may take longer by the window than by its own
+ * events, in seconds and as a share, median over a workload's timed calls; a call of a batch; and the share of the least
+ * time by the datasheet below which no call is believed. */
+#define JUDGE_WINDOW_SLACK 4e-6
+#define JUDGE_WINDOW_SHARE 0.005
+#define JUDGE_BATCH_SLACK 1e-6
+#define JUDGE_BATCH_SHARE 0.01
+#define JUDGE_FLOOR_SHARE 0.97
 
 struct judge_kernel {
 	const char *name;
@@ -41,6 +51,7 @@ struct judge_options {
 	const struct keeper_ops *keeper;
 	const struct task *task;
 	const char *reference;
+	int device; /* keeper.h */
 	struct judge_kernel candidate, baseline;
 	const struct judge_kernel *rivals;
 	size_t rival_count;
@@ -52,7 +63,7 @@ struct judge_options {
 /* A participant's times on one workload. */
 struct judge_times {
 	double median, q1, q3; /* seconds; NaN without calls */
-	double elapsed;        /* median on the wall clock; of the candidate only */
+	double elapsed;        /* median on our clock; of the candidate only */
 	size_t count;
 	double *seconds;       /* in the order taken */
 	struct estimate gain;  /* ln(its time / the candidate's); n 0 for the candidate */
@@ -64,6 +75,11 @@ struct judge_workload {
 	bool reached;              /* false: the judgement ended before this workload */
 	struct judge_times candidate, baseline, *rivals;
 	double flops, bytes;
+	double floor;              /* seconds by the datasheet; NaN if unknown */
+	double idle;               /* seconds for one who waits: on cpu the wall clock's, on cuda on an idle device; NaN if unknown */
+	double excess;             /* median of what our clock has over the times, in seconds; NaN where they are one */
+	double batch;              /* seconds a call in the fastest batch; NaN without */
+	size_t batch_calls;
 	double max_abs_error, max_rel_error;
 	size_t calls;              /* of the candidate, checks included */
 	const char *ended_by;      /* "noise", "blocks", "decided", "time", "" */
@@ -72,6 +88,7 @@ struct judge_workload {
 struct judge_rival {
 	struct verdict verdict;    /* why it takes no part any more, or passed */
 	struct estimate gain;      /* ln(candidate's score / its score); n 0 if unknown */
+	double smallest;           /* the smallest gain that counts, at least VERSUS_GAIN */
 	double score;              /* its own score; NaN if unknown */
 };
 
@@ -86,6 +103,8 @@ struct judge_result {
 	int failed_workload;        /* index in task->workloads, or -1 */
 	struct keeper_check failure; /* .output >= 0 if an output was wrong */
 	double median_gap;          /* CPU seconds between calls of the candidate, median */
+	bool has_facts;
+	struct keeper_facts facts;  /* of the device; only with has_facts */
 };
 
 /* 0 whatever the verdict on the candidate; -1 if the machine, the task, its reference or its baseline failed, or if

@@ -150,15 +150,20 @@ static struct keeper *cpu_open(const struct keeper_options *options, struct erro
 static int cpu_start(struct keeper *k, size_t who, const struct keeper_kernel *kernel, struct verdict *v, struct error *err)
 {
 	struct participant *p = &k->participants[who];
+	const struct slab *slabs[PROTOCOL_SLABS] = { &k->inputs, &k->outputs, &p->scratch };
 	struct runner_start start = {
-		.library = kernel->library, .library_bytes = kernel->bytes,
-		.slabs = { &k->inputs, &k->outputs, &p->scratch },
-		.memory_bytes = k->task->memory_bytes, .trusted = kernel->trusted,
-		.no_sandbox = k->options.no_sandbox, .interrupted = k->options.interrupted,
+		.program = "km-runner-cpu", .library = kernel->library, .library_bytes = kernel->bytes,
+		.descriptor_count = PROTOCOL_SLABS, .memory_bytes = k->task->memory_bytes, .map_bytes = k->task->memory_bytes,
+		.trusted = kernel->trusted, .no_sandbox = k->options.no_sandbox, .interrupted = k->options.interrupted,
 	};
 
 	if (slab_make(&p->scratch, "scratch", k->scratch_bytes, false, false, err) < 0)
 		return -1;
+	for (int i = 0; i < PROTOCOL_SLABS; i++) {
+		start.descriptors[i] = slabs[i]->fd;
+		start.slab_bytes[i] = slabs[i]->bytes;
+		start.memory_bytes += slabs[i]->bytes;
+	}
 	p->started = true;
 	return runner_process_start(&p->runner, &start, &p->functions, v, err);
 }
@@ -499,16 +504,6 @@ static void keep_earlier(struct keeper *k)
 	}
 }
 
-static void note_wrong(const struct keeper *k, int output, const struct compare_result *wrong, struct verdict *v)
-{
-	const struct compare_element *e = &wrong->wrong[0];
-
-	verdict_set(v, VERDICT_INCORRECT, NULL, "output '%s' is wrong in %" PRId64 " of %" PRId64 " checked rows: row %" PRId64
-		    " element %" PRId64 " is %.9g, expected %.9g (workload %s, input set %s)",
-		    k->task->outputs[output].name, wrong->wrong_rows, wrong->checked_rows, e->row, e->index, e->got, e->expected,
-		    k->task->workloads[k->workload].uuid, input_set_name((enum task_input_set)k->set));
-}
-
 static int cpu_check(struct keeper *k, size_t who, bool all, struct keeper_check *check, struct verdict *v, struct error *err)
 {
 	struct rows r;
@@ -526,7 +521,7 @@ static int cpu_check(struct keeper *k, size_t who, bool all, struct keeper_check
 		if (r.results[i].wrong_rows && check->output < 0) {
 			check->output = i;
 			check->wrong = r.results[i];
-			note_wrong(k, i, &check->wrong, v);
+			keeper_note_wrong(k->task, k->workload, k->set, i, &check->wrong, v);
 		}
 	}
 	if (result == 0 && all && check->output < 0)
@@ -536,6 +531,7 @@ static int cpu_check(struct keeper *k, size_t who, bool all, struct keeper_check
 }
 
 const struct keeper_ops keeper_cpu = {
-	.target = "cpu", .open = cpu_open, .start = cpu_start, .select = cpu_select, .inputs = cpu_inputs, .call = cpu_call,
+	.target = "cpu", .rules = { .seconds = 2.0, .baseline_seconds = 0.7, .noise = 0.005 },
+	.open = cpu_open, .start = cpu_start, .select = cpu_select, .inputs = cpu_inputs, .call = cpu_call,
 	.check = cpu_check, .counts = cpu_counts, .stop = cpu_stop, .close = cpu_close,
 };

@@ -12,6 +12,9 @@
  * KM_EXIT_ENVIRONMENT. The lock is not counted: who holds it must not take it again. */
 int lease_take(const char *device, struct error *err);
 
+/* Take it only if it is free now: *lease is the descriptor, or -1 if another has it. -1 only on failure. */
+int lease_try(const char *device, int *lease, struct error *err);
+
 /* Give it back; -1 is ignored. */
 void lease_drop(int lease);
 

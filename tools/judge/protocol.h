@@ -18,10 +18,12 @@
  * The runner gets pointers in args that are already its own addresses, so it need not know the task.
  *
  * bin/km-runner-cuda differs in CALL: value is an enum protocol_mode, where[0] the serial for the page (keeper_protocol.h),
- * where[1] the number of calls, text holds struct keeper_patch for a batch. Its answer to CALL is ENQUEUED (value: the
- * first return value of km_run that is not 0, else 0) and comes before the work is done; the question TIMES then gets
- * ANSWER value: the CUDA error that synchronising brought, 0 if none; where[0]: the bits of a double, seconds between its
- * two events. It may be started without LOAD: then CALL runs an empty kernel of its own.
+ * where[1] the number of calls, text holds where[2] struct keeper_patch for a batch. Its answer to CALL is ENQUEUED (value: the
+ * first return value of km_run that is not 0, else 0; where[0]: CUDA's last error after it, where[1]: enum protocol_state
+ * it left behind; text: the error's name) and comes before the work is done; the question TIMES then gets ANSWER value:
+ * the CUDA error that synchronising brought, 0 if none; where[0]: the bits of a double, seconds between its two events;
+ * text: the error's name. ANSWER to INIT has where[0], text: the error that km_init left. HELLO with value < 0 has in text
+ * what did not work. It may be started without LOAD: then CALL runs an empty kernel of its own.
  */
 #ifndef KM_PROTOCOL_H
 #define KM_PROTOCOL_H
@@ -48,6 +50,13 @@ enum protocol_mode {
 	PROTOCOL_BATCH,  /* queued, several calls in a row */
 };
 
+/* What km_run left the thread and the stream in. */
+enum protocol_state {
+	PROTOCOL_CLEAN,
+	PROTOCOL_CAPTURING, /* the stream is being captured */
+	PROTOCOL_ELSEWHERE, /* another context is current */
+};
+
 enum { PROTOCOL_INPUT, PROTOCOL_OUTPUT, PROTOCOL_SCRATCH, PROTOCOL_SLABS }; /* the slabs, in this order */
 
 enum { PROTOCOL_HAS_INIT = 1, PROTOCOL_HAS_WORKSPACE = 2 };
@@ -58,7 +67,7 @@ struct protocol_message {
 	int64_t value;                   /* SETUP: 1 for a trusted peer, else 0 */
 	uint64_t where[PROTOCOL_SLABS];  /* SETUP: bytes of the slabs */
 	uint64_t limit;                  /* SETUP: most bytes in one mmap */
-	uint32_t args_bytes, reserved;   /* args_bytes <= PROTOCOL_ARGS_MAX */
+	uint32_t args_bytes, stream;     /* args_bytes <= PROTOCOL_ARGS_MAX; stream: SETUP, where in args its stream belongs */
 	unsigned char args[PROTOCOL_ARGS_MAX] __attribute__((aligned(16)));
 	char text[PROTOCOL_TEXT_MAX];    /* ends with NUL */
 };

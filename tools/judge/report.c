@@ -26,16 +26,37 @@ char *report_device(void)
 	return name ? name : xstrdup("cpu");
 }
 
+/* Of a device other than the cpu nothing is known until it was used. */
 static cJSON *device_of(const cJSON *build)
 {
 	cJSON *device = cJSON_CreateObject();
 	const char *target = json_string(build, "target");
-	char *name = report_device();
+	char *name = target && strcmp(target, "cpu") != 0 ? xstrdup("unknown") : report_device();
 
 	json_set_string(device, "name", name);
 	json_set_string(device, "target", target ? target : "cpu");
 	free(name);
 	return device;
+}
+
+static cJSON *range_json(const struct keeper_range *r)
+{
+	const double numbers[] = { r->least, r->median, r->most };
+
+	return isnan(r->median) ? cJSON_CreateNull() : cJSON_CreateDoubleArray(numbers, 3);
+}
+
+static void fill_device(cJSON *device, const struct keeper_facts *facts)
+{
+	cJSON *clocks = cJSON_CreateObject();
+
+	json_set_string(device, "name", facts->name);
+	json_set_string(device, "uuid", facts->uuid);
+	json_set_number(device, "driver", facts->driver);
+	json_set(clocks, "processor_mhz", range_json(&facts->processor_mhz));
+	json_set(clocks, "memory_mhz", range_json(&facts->memory_mhz));
+	json_set(clocks, "slowed", isnan(facts->processor_mhz.median) ? cJSON_CreateNull() : cJSON_CreateBool(facts->slowed));
+	json_set(device, "clocks", clocks);
 }
 
 cJSON *report_new(const cJSON *build, const char *status, const char *rule, const char *message)
@@ -65,9 +86,15 @@ static double round_to(double x, double per)
 	return rint(x * per) / per;
 }
 
+/* With as many digits as clocks have: those of short calls are of the device. */
+static double microseconds(double seconds)
+{
+	return fabs(seconds) < 1e-3 ? rint(seconds * 1e9) / 1e3 : rint(seconds * 1e7) / 10;
+}
+
 static void set_us(cJSON *o, const char *key, double seconds)
 {
-	json_set_number(o, key, rint(seconds * 1e7) / 10);
+	json_set_number(o, key, microseconds(seconds));
 }
 
 /* Not one call: no number. */
@@ -96,6 +123,17 @@ static cJSON *axes_json(const struct task *task, int workload)
 	return axes;
 }
 
+/* How far our clocks bear the times out. */
+static cJSON *clock_json(const struct judge_workload *w)
+{
+	cJSON *o = cJSON_CreateObject();
+
+	json_set_number(o, "excess_us", microseconds(w->excess));
+	json_set_number(o, "batch_us", microseconds(w->batch));
+	json_set_number(o, "batch_calls", (double)w->batch_calls);
+	return o;
+}
+
 static cJSON *workload_json(const struct task *task, const struct judge_options *options, const struct judge_workload *w)
 {
 	const struct task_workload *workload = &task->workloads[w->index];
@@ -109,9 +147,13 @@ static cJSON *workload_json(const struct task *task, const struct judge_options 
 	json_set_string(o, "set", feedback ? "feedback" : "final");
 	json_set_string(o, "status", verdict_name(w->status));
 	set_times(o, w->candidate.count ? &w->candidate : &none, false);
-	set_us(o, "idle_us", or_nan(w->candidate.elapsed, w->candidate.count));
+	set_us(o, "idle_us", or_nan(w->idle, w->candidate.count));
 	set_times(o, w->baseline.count ? &w->baseline : &none, true);
-	json_set(o, "floor_us", cJSON_CreateNull());
+	set_us(o, "floor_us", w->floor);
+	if (w->floor > 0 && w->candidate.count)
+		json_set_number(o, "floor_share", round_to(w->floor / w->candidate.median, 1e4));
+	if (!isnan(w->excess))
+		json_set(o, "clock", clock_json(w));
 	json_set_number(o, "speedup", round_to(speedup, 1e6));
 	json_set_number(o, "noise", timed ? round_to(w->baseline.gain.error, 1e6) : (double)NAN);
 	json_set_number(o, "flops", or_nan(w->flops, w->calls));
@@ -122,7 +164,7 @@ static cJSON *workload_json(const struct task *task, const struct judge_options 
 	if (*w->ended_by)
 		json_set_string(o, "ended_by", w->ended_by);
 	for (size_t i = 0; i < w->candidate.count; i++)
-		cJSON_AddItemToArray(samples, cJSON_CreateNumber(rint(w->candidate.seconds[i] * 1e7) / 10));
+		cJSON_AddItemToArray(samples, cJSON_CreateNumber(microseconds(w->candidate.seconds[i])));
 	json_set(o, "samples_us", samples);
 	return o;
 }
@@ -165,7 +207,7 @@ static cJSON *versus_json(const char *name, const struct judge_rival *rival, con
 	static const char *const names[] = { "equal", "better", "worse" };
 	cJSON *o = cJSON_CreateObject();
 	double z;
-	enum versus_verdict verdict = statistics_versus(&rival->gain, &z);
+	enum versus_verdict verdict = statistics_versus(&rival->gain, rival->smallest, &z);
 
 	json_set_string(o, "name", name);
 	json_set_string(o, "code_sha256", sha256);
@@ -200,6 +242,8 @@ void report_fill(cJSON *d, const struct judge_options *options, const struct jud
 	json_set_string(d, "rule", r->verdict.rule[0] ? r->verdict.rule : NULL);
 	json_set_string(d, "message", r->verdict.message);
 	json_set_bool(d, "sandbox", !options->no_sandbox);
+	if (r->has_facts)
+		fill_device(json_get_mutable(d, "device"), &r->facts);
 	if (r->verdict.status == VERDICT_PASSED) {
 		json_set_number(d, "score", round_to(r->score, 1e4));
 		json_set_number(d, "noise", round_to(r->noise, 1e6));
@@ -237,7 +281,7 @@ static void table_line(struct buf *out, const struct judge_result *r, const char
 	for (size_t i = 0; i < r->workload_count; i++) {
 		const struct judge_times *t = times_for(&r->workloads[i], rival);
 
-		table_number(out, "%.1f", t && t->count ? t->median * 1e6 : (double)NAN);
+		table_number(out, t && t->median < 1e-3 ? "%.2f" : "%.1f", t && t->count ? t->median * 1e6 : (double)NAN);
 	}
 	buf_putc(out, '\n');
 }

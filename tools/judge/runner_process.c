@@ -2,6 +2,7 @@
 
 #include "util.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -136,10 +137,13 @@ static bool is_interrupted(const struct runner_process *r)
 	return r->interrupted && *r->interrupted;
 }
 
-/* Wait for one packet. 1: it is in *m; 0: the runner has ended or is too late, *v says which; -1: interrupted. */
-static int receive(struct runner_process *r, double deadline, const char *what, double seconds, struct protocol_message *m,
+/* Wait for one packet. 1: it is in *m; 0: the runner has ended or is too late, *v says which; -1: interrupted. If *late is
+ * given, it is set for one who is too late, and nothing else happens. */
+static int receive(struct runner_process *r, double seconds, const char *what, struct protocol_message *m, bool *late,
 		   struct verdict *v, struct error *err)
 {
+	double deadline = monotonic_seconds() + seconds;
+
 	for (;;) {
 		struct pollfd p = { .fd = r->socket, .events = POLLIN };
 		int ready = poll(&p, 1, TICK_MS);
@@ -163,6 +167,10 @@ static int receive(struct runner_process *r, double deadline, const char *what, 
 		}
 		if (ready != 0 || !sandbox_check(r->sandbox)) {
 			bury(r, what, v);
+			return 0;
+		}
+		if (monotonic_seconds() > deadline && late) {
+			*late = true;
 			return 0;
 		}
 		if (monotonic_seconds() > deadline) {
@@ -206,86 +214,150 @@ static void refuse_talk(struct runner_process *r, const char *what, struct verdi
 }
 
 /* Read what came back; on anything but the answer that was asked for the runner ends. */
-static void take_answer(struct runner_process *r, const struct protocol_message *question, struct protocol_message *m,
-			const char *what, uint64_t *fault_address, struct verdict *v)
+static void take_answer(struct runner_process *r, enum protocol_kind expected, struct protocol_message *m, const char *what,
+			uint64_t *fault_address, struct verdict *v)
 {
-	bool loading = question->kind == PROTOCOL_LOAD;
-
 	if (m->magic == PROTOCOL_MAGIC && m->kind == PROTOCOL_FAULT) {
 		explain_fault(m, what, fault_address, v);
 		runner_process_end(r);
-	} else if (m->magic != PROTOCOL_MAGIC || m->serial != r->serial || m->kind != (loading ? PROTOCOL_LOADED : PROTOCOL_ANSWER)) {
+	} else if (m->magic != PROTOCOL_MAGIC || m->serial != r->serial || m->kind != expected) {
 		refuse_talk(r, what, v);
-	} else if (loading && m->value < 0) {
+	} else if (expected == PROTOCOL_LOADED && m->value < 0) {
 		m->text[PROTOCOL_TEXT_MAX - 1] = 0;
 		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "%s: %s", what, m->text);
 		runner_process_end(r);
 	}
 }
 
+/* Stopped first: the accounts of one that runs on lag behind, by up to a tick of 4 ms. */
+static void stop(struct runner_process *r)
+{
+	sandbox_stop(r->sandbox);
+	r->runs_on = false;
+	r->cpu_at_answer = sandbox_cpu_seconds(r->sandbox);
+}
+
+/* One that is to run on is not stopped; its gap is that from the last time it was. */
+struct exchange {
+	struct protocol_message *question; /* NULL: it was sent before */
+	enum protocol_kind expected;
+	double seconds;
+	const char *what;
+	bool patient; /* one who is late is not killed */
+};
+
+/* 1: the packet that is to be taken is in *m; else as receive. */
+static int send_and_receive(struct runner_process *r, const struct exchange *x, struct protocol_message *m,
+			    struct runner_answer *answer, struct verdict *v, struct error *err)
+{
+	/* Whatever is here now was said before it was asked. */
+	if (x->question && recv(r->socket, m, sizeof(*m), MSG_DONTWAIT) > 0 && m->kind != PROTOCOL_FAULT) {
+		refuse_talk(r, x->what, v);
+		return 0;
+	}
+	if (m->kind == PROTOCOL_FAULT)
+		return 1;
+	if (x->question && send(r->socket, x->question, sizeof(*x->question), MSG_NOSIGNAL) != sizeof(*x->question)) {
+		bury(r, x->what, v);
+		return 0;
+	}
+	return receive(r, x->seconds, x->what, m, x->patient ? &answer->late : NULL, v, err);
+}
+
+static int exchange(struct runner_process *r, const struct exchange *x, struct runner_answer *answer, uint64_t *fault_address,
+		    struct verdict *v, struct error *err)
+{
+	struct protocol_message m = { .kind = 0 };
+	double start, cpu = 0;
+	int got;
+
+	*fault_address = 0;
+	*answer = (struct runner_answer){ .value = 0 };
+	if (x->question) {
+		x->question->magic = PROTOCOL_MAGIC;
+		x->question->serial = ++r->serial;
+	}
+	if (!r->runs_on) {
+		wake(r);
+		cpu = sandbox_cpu_seconds(r->sandbox);
+		answer->gap = cpu - r->cpu_at_answer;
+	}
+	start = monotonic_seconds();
+	got = send_and_receive(r, x, &m, answer, v, err);
+	answer->seconds = monotonic_seconds() - start;
+	r->runs_on = x->expected == PROTOCOL_ENQUEUED;
+	if (got <= 0)
+		return got;
+	if (!r->runs_on) {
+		stop(r);
+		answer->cpu = r->cpu_at_answer - cpu;
+	}
+	answer->value = m.value;
+	memcpy(answer->where, m.where, sizeof(answer->where));
+	memcpy(answer->text, m.text, sizeof(answer->text) - 1);
+	take_answer(r, x->expected, &m, x->what, fault_address, v);
+	return 0;
+}
+
 int runner_process_ask(struct runner_process *r, struct protocol_message *question, double seconds, const char *what,
 		       struct runner_answer *answer, uint64_t *fault_address, struct verdict *v, struct error *err)
 {
-	struct protocol_message m = { .kind = 0 };
-	double start, end, cpu;
-	int got = 1;
+	enum protocol_kind expected = question->kind == PROTOCOL_LOAD ? PROTOCOL_LOADED : PROTOCOL_ANSWER;
+	struct exchange x = { question, expected, seconds, what, false };
 
-	*fault_address = 0;
-	question->magic = PROTOCOL_MAGIC;
-	question->serial = ++r->serial;
-	wake(r);
-	cpu = sandbox_cpu_seconds(r->sandbox);
-	answer->gap = cpu - r->cpu_at_answer;
-	/* Whatever is here now was said before it was asked. */
-	if (recv(r->socket, &m, sizeof(m), MSG_DONTWAIT) > 0 && m.kind != PROTOCOL_FAULT) {
-		refuse_talk(r, what, v);
-		return 0;
-	}
-	start = monotonic_seconds();
-	if (m.kind != PROTOCOL_FAULT) {
-		if (send(r->socket, question, sizeof(*question), MSG_NOSIGNAL) != sizeof(*question)) {
-			bury(r, what, v);
-			return 0;
-		}
-		got = receive(r, start + seconds, what, seconds, &m, v, err);
-	}
-	end = monotonic_seconds();
-	if (got <= 0)
-		return got;
-	/* Stopped first: the accounts of one that runs on lag behind, by up to a tick of 4 ms. */
-	sandbox_stop(r->sandbox);
-	r->cpu_at_answer = sandbox_cpu_seconds(r->sandbox);
-	answer->seconds = end - start;
-	answer->cpu = r->cpu_at_answer - cpu;
-	answer->value = m.value;
-	take_answer(r, question, &m, what, fault_address, v);
-	return 0;
+	return exchange(r, &x, answer, fault_address, v, err);
+}
+
+int runner_process_enqueue(struct runner_process *r, struct protocol_message *question, double seconds, const char *what,
+			   struct runner_answer *answer, uint64_t *fault_address, struct verdict *v, struct error *err)
+{
+	struct exchange x = { question, PROTOCOL_ENQUEUED, seconds, what, true };
+
+	return exchange(r, &x, answer, fault_address, v, err);
+}
+
+int runner_process_await(struct runner_process *r, double seconds, const char *what, struct runner_answer *answer,
+			 uint64_t *fault_address, struct verdict *v, struct error *err)
+{
+	struct exchange x = { NULL, PROTOCOL_ENQUEUED, seconds, what, true };
+
+	return exchange(r, &x, answer, fault_address, v, err);
 }
 
 /* ---- starting --------------------------------------------------------------------------------------------------- */
 
-/* bin/km-runner-cpu is beside the running program, or named by $KM_RUNNER_CPU (for tests). */
-static int open_runner_program(struct error *err)
+char *runner_program_path(const char *name)
 {
-	char self[PATH_MAX], path[PATH_MAX + 32], *slash;
-	const char *named = getenv("KM_RUNNER_CPU");
+	char self[PATH_MAX], *slash, *variable = xstrdup(name), *path;
+	const char *named;
 	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-	int fd;
 
 	self[n > 0 ? n : 0] = 0;
 	slash = strrchr(self, '/');
-	snprintf(path, sizeof(path), "%.*s/km-runner-cpu", slash ? (int)(slash - self) : 0, self);
-	fd = open(named ? named : path, O_RDONLY | O_CLOEXEC);
+	for (char *p = variable; *p; p++)
+		*p = (char)(*p == '-' ? '_' : toupper((unsigned char)*p));
+	named = getenv(variable);
+	path = named ? xstrdup(named) : xasprintf("%.*s/%s", slash ? (int)(slash - self) : 0, self, name);
+	free(variable);
+	return path;
+}
+
+static int open_runner_program(const char *name, struct error *err)
+{
+	char *path = runner_program_path(name);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
 	if (fd < 0)
-		error_set(err, KM_EXIT_ENVIRONMENT, "cannot open the runner '%s': %s", named ? named : path, strerror(errno));
+		error_set(err, KM_EXIT_ENVIRONMENT, "cannot open the runner '%s': %s", path, strerror(errno));
+	free(path);
 	return fd;
 }
 
 /* Copies of the descriptors above those that the child uses for itself, so that their numbers are free there too. */
 static int keep_numbers(const struct runner_start *start, int socket, int *keep, struct error *err)
 {
-	for (int i = 0; i <= PROTOCOL_SLABS; i++) {
-		keep[i] = fcntl(i == 0 ? socket : start->slabs[i - 1]->fd, F_DUPFD_CLOEXEC, 40 + i);
+	for (size_t i = 0; i <= start->descriptor_count; i++) {
+		keep[i] = fcntl(i == 0 ? socket : start->descriptors[i - 1], F_DUPFD_CLOEXEC, 40 + (int)i);
 		if (keep[i] < 0) {
 			while (i-- > 0)
 				close(keep[i]);
@@ -298,32 +370,37 @@ static int keep_numbers(const struct runner_start *start, int socket, int *keep,
 static struct sandbox *start_sandbox(const struct runner_start *start, int program, int library, const int *keep, struct error *err)
 {
 	struct sandbox_file files[] = { { program, "runner" }, { library, "kernel.so" } };
-	char numbers[PROTOCOL_SLABS + 1][16];
-	const char *argv[] = { "./runner", "./kernel.so", numbers[0], numbers[1], numbers[2], numbers[3], NULL };
+	char numbers[RUNNER_DESCRIPTORS + 1][16];
+	const char *argv[RUNNER_DESCRIPTORS + 4] = { "./runner", library >= 0 ? "./kernel.so" : "-" };
 	struct sandbox_spec spec = {
-		.argv = argv, .files = files, .file_count = 2, .keep = keep, .keep_count = PROTOCOL_SLABS + 1,
+		.argv = argv, .files = files, .file_count = library >= 0 ? 2 : 1, .keep = keep, .keep_count = start->descriptor_count + 1,
+		.devices = start->devices, .libraries = start->libraries, .environment = start->environment,
 		.stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .no_sandbox = start->no_sandbox,
-		.limits = { .wall_seconds = WALL_SECONDS, .memory_bytes = start->memory_bytes },
+		.limits = { .wall_seconds = WALL_SECONDS, .memory_bytes = start->memory_bytes, .processes = start->processes,
+			    .descriptors = start->open_files },
 	};
 
-	for (int i = 0; i <= PROTOCOL_SLABS; i++)
+	for (size_t i = 0; i <= start->descriptor_count; i++) {
 		snprintf(numbers[i], sizeof(numbers[i]), "%d", keep[i]);
-	for (int i = 0; i < PROTOCOL_SLABS; i++)
-		spec.limits.memory_bytes += start->slabs[i]->bytes;
+		argv[2 + i] = numbers[i];
+	}
 	return sandbox_start(&spec, err);
 }
 
 static int launch(struct runner_process *r, const struct runner_start *start, struct error *err)
 {
-	int pair[2] = { -1, -1 }, keep[PROTOCOL_SLABS + 1], program = open_runner_program(err), library = -1;
+	int pair[2] = { -1, -1 }, keep[RUNNER_DESCRIPTORS + 1], program = open_runner_program(start->program, err), library = -1;
+	bool ready = program >= 0;
 
-	if (program >= 0)
+	if (ready && start->library) {
 		library = process_memfd("kernel.so", start->library, start->library_bytes, err);
-	if (library >= 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		ready = library >= 0;
+	}
+	if (ready && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		error_set(err, KM_EXIT_ENVIRONMENT, "cannot make a socket pair: %s", strerror(errno));
 	if (pair[1] >= 0 && keep_numbers(start, pair[1], keep, err) == 0) {
 		r->sandbox = start_sandbox(start, program, library, keep, err);
-		for (int i = 0; i <= PROTOCOL_SLABS; i++)
+		for (size_t i = 0; i <= start->descriptor_count; i++)
 			close(keep[i]);
 	}
 	r->socket = pair[0];
@@ -341,23 +418,25 @@ static int launch(struct runner_process *r, const struct runner_start *start, st
 /* No code of the kernel has run yet, so a failure here is the machine's. */
 static int greet(struct runner_process *r, const struct runner_start *start, struct error *err)
 {
-	struct protocol_message m = { .magic = PROTOCOL_MAGIC, .kind = PROTOCOL_SETUP, .value = start->trusted };
+	struct protocol_message m = { .magic = PROTOCOL_MAGIC, .kind = PROTOCOL_SETUP, .value = start->trusted,
+				      .limit = start->map_bytes, .stream = start->stream };
 	struct verdict v = { 0 };
 	char path[64];
 	pid_t pid;
 	int got;
 
-	for (int i = 0; i < PROTOCOL_SLABS; i++)
-		m.where[i] = start->slabs[i]->bytes;
-	m.limit = start->memory_bytes;
+	memcpy(m.where, start->slab_bytes, sizeof(m.where));
 	if (send(r->socket, &m, sizeof(m), MSG_NOSIGNAL) != sizeof(m))
 		got = 0;
 	else
-		got = receive(r, monotonic_seconds() + START_SECONDS, "the runner", START_SECONDS, &m, &v, err);
+		got = receive(r, START_SECONDS, "the runner", &m, NULL, &v, err);
 	if (got < 0)
 		return -1;
 	if (got == 0 || m.magic != PROTOCOL_MAGIC || m.kind != PROTOCOL_HELLO)
 		return error_set(err, KM_EXIT_ENVIRONMENT, "the runner did not start in its sandbox: %s", v.message);
+	m.text[PROTOCOL_TEXT_MAX - 1] = 0;
+	if (m.value < 0 && m.text[0])
+		return error_set(err, KM_EXIT_ENVIRONMENT, "the runner cannot start: %s", m.text);
 	if (m.value < 0)
 		return error_set(err, KM_EXIT_ENVIRONMENT, "this kernel does not let a process filter its system calls (seccomp)");
 	memcpy(r->base, m.where, sizeof(r->base));
@@ -369,23 +448,29 @@ static int greet(struct runner_process *r, const struct runner_start *start, str
 	return 0;
 }
 
-int runner_process_start(struct runner_process *r, const struct runner_start *start, int64_t *functions, struct verdict *v,
-			 struct error *err)
+static int load(struct runner_process *r, int64_t *functions, struct verdict *v, struct error *err)
 {
 	struct protocol_message m = { .kind = PROTOCOL_LOAD };
 	struct runner_answer answer;
 	uint64_t address;
 
-	*r = (struct runner_process){ .socket = -1, .stat_fd = -1, .interrupted = start->interrupted };
-	if (launch(r, start, err) < 0)
+	if (runner_process_ask(r, &m, START_SECONDS, "opening the library", &answer, &address, v, err) < 0)
 		return -1;
-	if (greet(r, start, err) < 0 ||
-	    runner_process_ask(r, &m, START_SECONDS, "opening the library", &answer, &address, v, err) < 0) {
-		runner_process_end(r);
-		return -1;
-	}
 	if (address)
 		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "opening the library was ended by a memory fault");
 	*functions = answer.value;
 	return 0;
+}
+
+int runner_process_start(struct runner_process *r, const struct runner_start *start, int64_t *functions, struct verdict *v,
+			 struct error *err)
+{
+	*r = (struct runner_process){ .socket = -1, .stat_fd = -1, .interrupted = start->interrupted };
+	*functions = 0;
+	if (launch(r, start, err) < 0)
+		return -1;
+	if (greet(r, start, err) == 0 && (!start->library || load(r, functions, v, err) == 0))
+		return 0;
+	runner_process_end(r);
+	return -1;
 }

@@ -1,13 +1,12 @@
-/* runner_process.h - one bin/km-runner-cpu in its sandbox, as seen from the keeper: start, ask, stop, bury.
+/* runner_process.h - one runner in its sandbox, as seen from the keeper: start, ask, stop, bury.
  *
  * Between questions the runner is stopped (SIGSTOP), so that its process does nothing while inputs are made and outputs
- * looked at.
+ * looked at. Only between the answer ENQUEUED and the next question it runs on.
  */
 #ifndef KM_RUNNER_PROCESS_H
 #define KM_RUNNER_PROCESS_H
 
 #include "error.h"
-#include "memory.h"
 #include "protocol.h"
 #include "sandbox.h"
 #include "verdict.h"
@@ -15,26 +14,39 @@
 #include <signal.h>
 #include <stdbool.h>
 
+enum { RUNNER_DESCRIPTORS = 4 };
+
 struct runner_process {
 	struct sandbox *sandbox; /* NULL: not started, or ended */
 	int socket, stat_fd;
 	uint64_t serial;
+	bool runs_on;                  /* it has answered ENQUEUED and was not stopped */
 	uint64_t base[PROTOCOL_SLABS]; /* the slabs' addresses in the runner */
 	double cpu_at_answer;          /* its CPU clock when it was stopped after the last answer */
 	const volatile sig_atomic_t *interrupted;
 };
 
 struct runner_start {
-	const void *library;
+	const char *program; /* "km-runner-cpu", see runner_program_path */
+	const void *library; /* NULL: it opens none */
 	size_t library_bytes;
-	const struct slab *slabs[PROTOCOL_SLABS];
-	size_t memory_bytes; /* of the kernel itself, beside the slabs' */
+	int descriptors[RUNNER_DESCRIPTORS]; /* that it inherits: the slabs, and what else its program wants */
+	size_t descriptor_count;
+	uint64_t slab_bytes[PROTOCOL_SLABS];
+	size_t memory_bytes; /* most resident memory, mapped descriptors included */
+	size_t map_bytes;    /* most bytes in one mmap */
+	uint32_t stream;     /* where in struct km_args its stream belongs */
+	const char *const *devices, *const *libraries, *const *environment; /* as in struct sandbox_spec */
+	int processes, open_files; /* limits; 0: those of the sandbox */
 	bool trusted, no_sandbox;
 	const volatile sig_atomic_t *interrupted;
 };
 
 struct runner_answer {
 	int64_t value;
+	uint64_t where[PROTOCOL_SLABS];
+	char text[PROTOCOL_TEXT_MAX];
+	bool late;      /* of runner_process_enqueue and runner_process_await: it has not come yet */
 	double seconds; /* from the question to the answer, on our clock */
 	double cpu;     /* CPU seconds that the process used meanwhile, by the kernel's accounts */
 	double gap;     /* CPU seconds used between the last answer and this question */
@@ -52,7 +64,18 @@ int runner_process_start(struct runner_process *r, const struct runner_start *st
 int runner_process_ask(struct runner_process *r, struct protocol_message *question, double seconds, const char *what,
 		       struct runner_answer *answer, uint64_t *fault_address, struct verdict *v, struct error *err);
 
+/* The same for a question whose answer is ENQUEUED, after which the runner runs on. One who is late lives on too, and may
+ * be waited for again; ->late says so. */
+int runner_process_enqueue(struct runner_process *r, struct protocol_message *question, double seconds, const char *what,
+			   struct runner_answer *answer, uint64_t *fault_address, struct verdict *v, struct error *err);
+int runner_process_await(struct runner_process *r, double seconds, const char *what, struct runner_answer *answer,
+			 uint64_t *fault_address, struct verdict *v, struct error *err);
+
 /* Kill it and all that it started. */
 void runner_process_end(struct runner_process *r);
+
+/* A program that belongs to this one: beside it, or for tests named by a variable: "km-runner-cpu" by $KM_RUNNER_CPU. The
+ * caller frees. */
+char *runner_program_path(const char *name);
 
 #endif

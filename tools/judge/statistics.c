@@ -89,15 +89,15 @@ double statistics_score_noise(const struct estimate *log_speedup, size_t n, bool
 	return sqrt(error2) / sum;
 }
 
-enum versus_verdict statistics_versus(const struct estimate *gain, double *z)
+enum versus_verdict statistics_versus(const struct estimate *gain, double smallest, double *z)
 {
 	/* An error of 0 is that of a test or of a clock that is too coarse; 1e-6 is below any clock's resolution here. */
 	double t = gain->mean / fmax(gain->error, 1e-6), f = fmax(gain->freedom, 1);
 
 	*z = copysign(sqrt(f * log1p(t * t / f)) * (8 * f + 1) / (8 * f + 3), t);
-	if (gain->mean > log1p(VERSUS_GAIN) && *z > VERSUS_Z)
+	if (gain->mean > log1p(smallest) && *z > VERSUS_Z)
 		return VERSUS_BETTER;
-	if (gain->mean < -log1p(VERSUS_GAIN) && *z < -VERSUS_Z)
+	if (gain->mean < -log1p(smallest) && *z < -VERSUS_Z)
 		return VERSUS_WORSE;
 	return VERSUS_EQUAL;
 }

@@ -41,9 +41,9 @@ enum { VERSUS_BLOCKS = 32 };           /* blocks of a full comparison */
 #define VERSUS_Z 3.0                   /* smallest z that counts */
 
 /* gain: the estimate of ln(time of the other / time of ours). Better or worse only if the factor differs from 1 by more
- * than VERSUS_GAIN and |z| is more than VERSUS_Z. z is the normal score that is as unlikely as mean / error, which
+ * than `smallest` (VERSUS_GAIN or more) and |z| is more than VERSUS_Z. z is the normal score that is as unlikely as mean / error, which
  * follows Student's t with few degrees of freedom (D. L. Wallace, Annals of Mathematical Statistics 30, 1959). */
-enum versus_verdict statistics_versus(const struct estimate *gain, double *z);
+enum versus_verdict statistics_versus(const struct estimate *gain, double smallest, double *z);
 
 /* True if more pairs cannot change the verdict in earnest: at least 16 pairs, |gain| over 15 % and |z| over 10. */
 bool statistics_decided(const struct estimate *gain);

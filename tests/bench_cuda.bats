@@ -1,0 +1,97 @@
+#!/usr/bin/env bats
+# km-bench and the target cuda: what it waits for without a device, what its programs say, and on a device a whole judgement.
+# What cheats get there is in cheats_cuda.bats.
+
+load helpers
+
+TASK=$ROOT/tasks/rmsnorm_h4096
+
+setup() {
+	export KM_CACHE=$BATS_FILE_TMPDIR/cache TMPDIR=$BATS_TEST_TMPDIR/tmp
+	mkdir -p "$TMPDIR"
+	cd "$BATS_TEST_TMPDIR" || return
+}
+
+needs_programs() {
+	[ -x "$KM/km-runner-cuda" ] && [ -x "$KM/km-keeper-cuda" ] || skip "NOT TESTED: there is no nvcc"
+}
+
+needs_device() {
+	needs_programs
+	[ -e /dev/nvidiactl ] || skip "NOT TESTED: there is no CUDA device"
+}
+
+needs_no_device() {
+	[ ! -e /dev/nvidiactl ] || skip "there is a CUDA device"
+}
+
+# A build.json that says it was built for cuda.
+fake_build() {
+	jq -n --arg task "$TASK" '{made_by: {}, cue: null, status: "BUILT", rule: null, message: "", task: $task, target: "cuda",
+		kernel: "kernel.cu", library: "kernel.so", library_sha256: ("0" * 64), edited: false, source_sha256: ("0" * 64),
+		code_sha256: ("0" * 64), compiler: "nvcc", flags: "", diagnostics: "", resources: [], cached: false,
+		seconds: 1}'
+}
+
+# Build a kernel into folder $1.
+build() {
+	mkdir -p "$1"
+	cp "$2" "$1/kernel.cu"
+	"$KM/km-compile" -t "$TASK" -o "$1/build.json" "$1/kernel.cu"
+	[ "$(jq -r .status "$1/build.json")" = BUILT ]
+}
+
+@test "without a device km-bench waits and says for what, and writes nothing" {
+	needs_no_device
+	fake_build >build.json
+	"$KM/km-validate" build build.json
+	run "$KM/km-bench" -o bench.json build.json
+	echo "$output"
+	[ "$status" -eq 75 ]
+	[[ $output == *"waiting for a CUDA device"* ]]
+	[ ! -e bench.json ]
+	run "$KM/km-bench" --probe
+	[ "$status" -eq 75 ]
+	[ "$(ls "$TMPDIR")" = "" ]
+}
+
+@test "built without nvcc it waits for the program too" {
+	fake_build >build.json
+	KM_KEEPER_CUDA=$BATS_TEST_TMPDIR/missing run "$KM/km-bench" build.json
+	echo "$output"
+	[ "$status" -eq 75 ]
+	[[ $output == *km-keeper-cuda* ]]
+}
+
+@test "without a device its programs start, and say so" {
+	needs_programs
+	needs_no_device
+	run "$KM/km-keeper-cuda" --devices
+	[ "$status" -ne 0 ]
+	[[ $output == *"no CUDA device"* ]]
+	run "$KM/km-runner-cuda"
+	[ "$status" -eq 2 ]
+	[[ $output == *"started by km-bench"* ]]
+}
+
+@test "--probe takes no build.json" {
+	run "$KM/km-bench" --probe build.json
+	[ "$status" -eq 2 ]
+}
+
+@test "on a device: the baseline passes, and is as fast as itself" {
+	needs_device
+	build a "$TASK/baseline.cu"
+	"$KM/km-bench" --versus a/build.json -o bench.json a/build.json
+	"$KM/km-validate" bench bench.json
+	jq -c '[.status, .message, .score, .noise, .versus, .device, (.workloads[] | [.median_us, .baseline_us, .floor_share, .clock])]' bench.json
+	jq -e '.status == "PASSED" and (.score - 100 | fabs) < 2 and .versus.verdict == "equal"' bench.json
+	jq -e '.device.uuid != null and (.workloads | all(.clock.excess_us < 4 and .clock.batch_calls >= 2 and .idle_us > 0 and .floor_us > 0))' bench.json
+}
+
+@test "on a device: the probe is kept" {
+	needs_device
+	"$KM/km-bench" --probe >probe.json
+	jq -e '.processors > 0' probe.json
+	[ "$(ls "$KM_CACHE"/probe-GPU-*.json | wc -l)" -eq 1 ]
+}

@@ -1,0 +1,112 @@
+/* What km-bench, a keeper and a runner share: messages that fit into a packet, leases, and a runner that finds no device. */
+#include "keeper_protocol.h"
+#include "lease.h"
+#include "process.h"
+#include "runner_process.h"
+#include "task.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+/* No padding that differs between compilers, and room for what is put there. */
+static void test_sizes(void **state)
+{
+	(void)state;
+	assert_int_equal(sizeof(struct protocol_message), 64 + PROTOCOL_ARGS_MAX + PROTOCOL_TEXT_MAX);
+	assert_int_equal(offsetof(struct protocol_message, args), 64);
+	assert_int_equal(offsetof(struct keeper_message, args) % 16, 0);
+	assert_int_equal(sizeof(struct keeper_patch), 16);
+	assert_true((int)KEEPER_PATCHES >= (int)TASK_MAX_TENSORS);
+	assert_true(offsetof(struct keeper_page, release) >= 128 && offsetof(struct keeper_page, done) >= 256);
+	assert_true(sizeof(struct keeper_page) <= KEEPER_PAGE_BYTES);
+}
+
+static void test_one_packet(void **state)
+{
+	static struct keeper_message sent, got;
+	int pair[2];
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	memset(&sent, 0x5a, sizeof(sent));
+	assert_int_equal(send(pair[0], &sent, sizeof(sent), 0), sizeof(sent));
+	assert_int_equal(recv(pair[1], &got, sizeof(got), 0), sizeof(got));
+	assert_memory_equal(&sent, &got, sizeof(got));
+	close(pair[0]);
+	close(pair[1]);
+}
+
+static void test_lease(void **state)
+{
+	char folder[] = "/tmp/km-test-XXXXXX", path[64];
+	int first, second;
+	struct error err;
+
+	(void)state;
+	assert_non_null(mkdtemp(folder));
+	setenv("KM_CACHE", folder, 1);
+	assert_int_equal(lease_try("gpu-GPU-1", &first, &err), 0);
+	assert_true(first >= 0);
+	assert_int_equal(lease_try("gpu-GPU-1", &second, &err), 0);
+	assert_int_equal(second, -1);
+	assert_int_equal(lease_try("gpu-GPU-2", &second, &err), 0);
+	assert_true(second >= 0);
+	lease_drop(second);
+	lease_drop(first);
+	assert_int_equal(lease_try("gpu-GPU-1", &first, &err), 0);
+	assert_true(first >= 0);
+	lease_drop(first);
+	for (int i = 1; i <= 2; i++) {
+		snprintf(path, sizeof(path), "%s/lock-gpu-GPU-%d", folder, i);
+		unlink(path);
+	}
+	assert_int_equal(rmdir(folder), 0);
+}
+
+/* In its sandbox it starts, looks for the device, and says what is missing. */
+static void test_no_device(void **state)
+{
+	static const char *const none[] = { NULL }, *const variables[] = { "CUDA_VISIBLE_DEVICES=", NULL };
+	struct runner_start start = { .program = "km-runner-cuda", .descriptor_count = PROTOCOL_SLABS + 1, .memory_bytes = 1 << 30,
+				      .slab_bytes = { 1, 1, 1 }, .libraries = none, .environment = variables, .processes = 64 };
+	struct error err = { .code = KM_OK }, ignored;
+	struct verdict v = { .status = VERDICT_PASSED };
+	char *program = getenv("KM_RUNNER_CUDA") ? NULL : realpath("bin/km-runner-cuda", NULL);
+	struct runner_process r;
+	int64_t functions;
+
+	(void)state;
+	if (program)
+		setenv("KM_RUNNER_CUDA", program, 1);
+	free(program);
+	if (!getenv("KM_RUNNER_CUDA"))
+		skip();
+	for (int i = 0; i <= PROTOCOL_SLABS; i++)
+		start.descriptors[i] = process_memfd("x", "x", 1, &ignored);
+	assert_int_equal(runner_process_start(&r, &start, &functions, &v, &err), -1);
+	for (int i = 0; i <= PROTOCOL_SLABS; i++)
+		close(start.descriptors[i]);
+	assert_int_equal(err.code, KM_EXIT_ENVIRONMENT);
+	if (strstr(err.text, "no sandbox"))
+		skip();
+	assert_non_null(strstr(err.text, "the runner cannot start: no CUDA device"));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_sizes), cmocka_unit_test(test_one_packet), cmocka_unit_test(test_lease),
+		cmocka_unit_test(test_no_device),
+	};
+
+	return cmocka_run_group_tests_name("protocol", tests, NULL, NULL);
+}
