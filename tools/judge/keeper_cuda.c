@@ -41,7 +41,7 @@
 enum {
 	EMPTY_CALLS = 48,       /* that the empty window of a workload is the median of */
 	EMPTY_EVERY = 4,        /* inputs, after which it is looked at again */
-	BATCH_MOST = 512,       /* calls of a batch */
+	BATCH_MOST = 480,       /* calls of a batch: with two launches each they fit into a held stream, which takes 1022 */
 	BATCH_LEAST = 2,
 	SAMPLES = 4096,         /* of clocks */
 	MB = 1 << 20,
