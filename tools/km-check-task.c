@@ -51,11 +51,10 @@ static int check(const char *folder, bool no_sandbox)
 
 	if (task_load(folder, &task, &err) < 0)
 		die_error(&err);
-	if (task.target != TASK_CPU)
-		die(KM_EXIT_WAITING, "task '%s' is for a device that this program cannot check on", task.name);
 	reference = build_reference(&task, &options, &err);
 	proof.reference = reference;
-	if (!reference || proof_reference(&proof, &err) < 0 || proof_kernels(&proof, &err) < 0)
+	/* The reference of a CUDA task is asked by the keeper alone, so there kernels are the proof. */
+	if (!reference || (task.target == TASK_CPU && proof_reference(&proof, &err) < 0) || proof_kernels(&proof, &err) < 0)
 		die_error(&err);
 	printf("1..%d\n", tap.count);
 	if (tap.failed)
