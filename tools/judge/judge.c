@@ -24,7 +24,7 @@ struct judge {
 	size_t participants;
 	int *workloads;
 	double *times;       /* [participant][MAX_ROUNDS], of the workload at hand; NaN: none */
-	double elapsed[MAX_ROUNDS]; /* of the candidate's calls */
+	double elapsed[MAX_ROUNDS], arrivals[MAX_ROUNDS]; /* of the candidate's calls */
 	size_t rounds;       /* of the workload at hand */
 	double *gaps;
 	size_t gap_count, gap_size, disturbed, busy;
@@ -297,8 +297,10 @@ static int run_round(struct judge *j, struct judge_workload *w, const size_t *or
 			return -1;
 		if (round < MAX_ROUNDS)
 			times_of(j, who)[round] = call.seconds;
-		if (round < MAX_ROUNDS && who == CANDIDATE)
+		if (round < MAX_ROUNDS && who == CANDIDATE) {
 			j->elapsed[round] = call.elapsed;
+			j->arrivals[round] = call.arrival;
+		}
 	}
 	return 0;
 }
@@ -342,6 +344,7 @@ static int run_block(struct judge *j, struct judge_workload *w, const bool *acti
 static void summarise(const struct judge *j, size_t who, struct judge_times *t)
 {
 	double *seconds = times_of(j, who), *sorted = xreallocarray(NULL, j->rounds + 1, sizeof(*sorted));
+	size_t known = 0;
 
 	t->seconds = xreallocarray(NULL, j->rounds + 1, sizeof(*t->seconds));
 	for (size_t i = 0; i < j->rounds; i++)
@@ -353,8 +356,10 @@ static void summarise(const struct judge *j, size_t who, struct judge_times *t)
 	t->q3 = statistics_quantile(sorted, t->count, 0.75);
 	if (who != CANDIDATE)
 		t->gain = gain_of(j, who);
-	memcpy(sorted, j->elapsed, j->rounds * sizeof(*sorted));
-	t->elapsed = who == CANDIDATE ? statistics_quantile(sorted, j->rounds, 0.5) : (double)NAN;
+	for (size_t i = 0; i < j->rounds; i++)
+		if (!isnan(j->elapsed[i]))
+			sorted[known++] = j->elapsed[i];
+	t->elapsed = who == CANDIDATE ? statistics_quantile(sorted, known, 0.5) : (double)NAN;
 	free(sorted);
 }
 
@@ -374,14 +379,23 @@ static void summarise_all(struct judge *j, struct judge_workload *w)
 static void judge_window(struct judge *j, struct judge_workload *w)
 {
 	const double *seconds = times_of(j, CANDIDATE);
-	double *excess = xreallocarray(NULL, j->rounds + 1, sizeof(*excess)), allowed;
-	size_t count = 0;
+	double excess[MAX_ROUNDS], arrivals[MAX_ROUNDS], allowed;
+	size_t count = 0, calls = 0;
 
-	for (size_t i = 0; i < j->rounds; i++)
-		if (!isnan(seconds[i]))
-			excess[count++] = j->elapsed[i] - seconds[i];
+	for (size_t i = 0; i < j->rounds; i++) {
+		calls += !isnan(seconds[i]);
+		if (isnan(seconds[i]) || isnan(j->elapsed[i]))
+			continue;
+		excess[count] = j->elapsed[i] - seconds[i];
+		arrivals[count++] = j->arrivals[i];
+	}
 	w->excess = statistics_quantile(excess, count, 0.5);
-	free(excess);
+	w->arrival = statistics_quantile(arrivals, count, 0.5);
+	if (2 * count < calls) {
+		verdict_set(&j->result->verdict, VERDICT_REJECTED, "clock",
+			    "%zu of %zu calls take so long to enqueue that our clock cannot bear them out", calls - count, calls);
+		return;
+	}
 	allowed = JUDGE_WINDOW_SLACK + JUDGE_WINDOW_SHARE * w->candidate.median;
 	if (w->excess > allowed)
 		verdict_set(&j->result->verdict, VERDICT_REJECTED, "clock",
@@ -509,7 +523,7 @@ static void choose_workloads(struct judge *j)
 			struct judge_workload *w = &r->workloads[r->workload_count];
 
 			w->ended_by = "";
-			w->floor = w->idle = w->excess = w->batch = (double)NAN;
+			w->floor = w->idle = w->excess = w->arrival = w->batch = (double)NAN;
 			j->workloads[r->workload_count++] = w->index = i;
 		}
 }

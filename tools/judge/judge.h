@@ -78,6 +78,7 @@ struct judge_workload {
 	double floor;              /* seconds by the datasheet; NaN if unknown */
 	double idle;               /* seconds for one who waits: on cpu the wall clock's, on cuda on an idle device; NaN if unknown */
 	double excess;             /* median of what our clock has over the times, in seconds; NaN where they are one */
+	double arrival;            /* median of the part of it from before the work could begin; NaN as excess */
 	double batch;              /* seconds a call in the fastest batch; NaN without */
 	size_t batch_calls;
 	double max_abs_error, max_rel_error;

@@ -43,6 +43,7 @@ struct keeper_kernel {
 struct keeper_call {
 	double seconds;   /* what the call took: on cpu, the CPU time since the last answer; on cuda, the time between its events */
 	double elapsed;   /* on our clock: on cpu from Go to the answer, on cuda what the call's window has over an empty one */
+	double arrival;   /* cuda: the part of `elapsed` before the runner's stream waited for Go; NaN on cpu */
 	double gap;       /* CPU seconds that the runner used between its last answer and this Go */
 	bool disturbed;   /* gap is over the limit */
 	bool busy;        /* the device was still at work after the call, or before it */

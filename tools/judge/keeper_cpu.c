@@ -416,6 +416,7 @@ static int cpu_call(struct keeper *k, size_t who, struct keeper_call *call, stru
 	 * taken over the runner could answer first and work afterwards, or warm the caches between calls. */
 	call->seconds = answer.cpu + answer.gap;
 	call->elapsed = answer.seconds;
+	call->arrival = (double)NAN;
 	call->gap = answer.gap;
 	call->disturbed = answer.gap > KEEPER_GAP;
 	if (v->status == VERDICT_PASSED && answer.value != 0)

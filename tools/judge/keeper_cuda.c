@@ -39,6 +39,7 @@
 #define PREPARE_SLACK 50e-6
 
 enum {
+	MISSED_MOST = 1000,     /* calls that did nothing and missed their window */
 	EMPTY_CALLS = 48,       /* that the empty window of a workload is the median of */
 	EMPTY_EVERY = 4,        /* inputs, after which it is looked at again */
 	BATCH_MOST = 480,       /* calls of a batch: with two launches each they fit into a held stream, which takes 1022 */
@@ -63,7 +64,8 @@ struct participant {
 /* The last windows of calls that did nothing, of one workload. */
 struct empty {
 	double seconds[EMPTY_CALLS], median;
-	size_t count;
+	double arrivals[EMPTY_CALLS], arrival; /* arrival: their median */
+	size_t count, missed;                  /* missed: calls without a window */
 };
 
 struct samples {
@@ -397,7 +399,7 @@ struct job {
 	enum protocol_mode mode;
 	int64_t count;
 	double enqueue_seconds, run_seconds;
-	double window, prepare, usual, events, gap;
+	double window, arrival, prepare, usual, events, gap; /* window NaN: there is none */
 	bool too_many; /* a batch that did not fit into the held stream: it has run, its clock says nothing */
 };
 
@@ -429,7 +431,8 @@ static int release(struct keeper *k, size_t who, double seconds, struct job *job
 
 	if (ask(k, KEEPER_RELEASE, who, &m, "release", err) < 0)
 		return -1;
-	job->window = m.window;
+	job->window = m.window < 0 ? (double)NAN : m.window;
+	job->arrival = m.window < 0 ? (double)NAN : m.arrival;
 	job->prepare = m.prepare;
 	job->usual = m.usual;
 	*outcome = m.outcome;
@@ -546,22 +549,34 @@ static int perform(struct keeper *k, size_t who, struct job *job, struct verdict
 
 /* ---- the empty window ------------------------------------------------------------------------------------------- */
 
+static double median_of(const double *values, size_t n)
+{
+	double sorted[EMPTY_CALLS];
+
+	memcpy(sorted, values, n * sizeof(*sorted));
+	return statistics_quantile(sorted, n, 0.5);
+}
+
 static int call_nothing(struct keeper *k, struct error *err)
 {
 	struct job job = { .mode = PROTOCOL_QUEUED, .count = 1, .enqueue_seconds = ENQUEUE_SECONDS, .run_seconds = 1 };
 	struct empty *e = &k->empty[k->workload];
 	struct verdict v = { .status = VERDICT_PASSED };
-	double sorted[EMPTY_CALLS];
 	size_t n;
 
 	if (perform(k, k->control, &job, &v, err) < 0)
 		return -1;
 	if (v.status != VERDICT_PASSED)
 		return error_set(err, KM_EXIT_ENVIRONMENT, "a call that does nothing went wrong: %s", v.message);
-	e->seconds[e->count++ % EMPTY_CALLS] = job.window;
+	/* The first calls may miss the end of the flush, which is drawn out then. */
+	if (isnan(job.window))
+		return ++e->missed < MISSED_MOST ? 0 : error_set(err, KM_EXIT_ENVIRONMENT, "this machine is too slow or too busy for the clock: "
+								    "a call that does nothing cannot be made within the time of a flush");
+	e->seconds[e->count % EMPTY_CALLS] = job.window;
+	e->arrivals[e->count++ % EMPTY_CALLS] = job.arrival;
 	n = e->count < EMPTY_CALLS ? e->count : EMPTY_CALLS;
-	memcpy(sorted, e->seconds, n * sizeof(*sorted));
-	e->median = statistics_quantile(sorted, n, 0.5);
+	e->median = median_of(e->seconds, n);
+	e->arrival = median_of(e->arrivals, n);
 	return 0;
 }
 
@@ -652,6 +667,7 @@ static int cuda_call(struct keeper *k, size_t who, struct keeper_call *call, str
 		return 0;
 	call->seconds = job.events;
 	call->elapsed = job.window - k->empty[k->workload].median;
+	call->arrival = job.arrival - k->empty[k->workload].arrival;
 	call->gap = job.gap;
 	call->disturbed = job.gap > KEEPER_GAP;
 	call->busy = job.prepare > PREPARE_SHARE * job.usual + PREPARE_SLACK;
@@ -689,6 +705,7 @@ static int cuda_batch(struct keeper *k, size_t who, double seconds, struct keepe
 	struct participant *p = &k->participants[who];
 	int64_t count = (int64_t)fmin(ceil(BATCH_TOTAL / seconds), (double)p->batch_most);
 	struct job job;
+	int misses = 0;
 
 	count = count < BATCH_LEAST ? BATCH_LEAST : count;
 	for (;;) {
@@ -696,10 +713,14 @@ static int cuda_batch(struct keeper *k, size_t who, double seconds, struct keepe
 				    .run_seconds = fmax(k->task->call_seconds, 4 * (double)count * seconds) };
 		if (perform(k, who, &job, v, err) < 0)
 			return -1;
-		if (!job.too_many || v->status != VERDICT_PASSED || count == BATCH_LEAST)
+		/* More calls than a held stream takes, or than can be enqueued while the caches are flushed (of which a longer flush
+		 * comes next): fewer. */
+		if (v->status != VERDICT_PASSED || (!job.too_many && !isnan(job.window)) || (count == BATCH_LEAST && (job.too_many || ++misses > 8)))
 			break;
-		p->batch_most = count = count / 4 < BATCH_LEAST ? BATCH_LEAST : count / 4;
+		p->batch_most = count = count / (job.too_many ? 4 : 2) < BATCH_LEAST ? BATCH_LEAST : count / (job.too_many ? 4 : 2);
 	}
+	if (v->status == VERDICT_PASSED && !job.too_many && isnan(job.window))
+		verdict_set(v, VERDICT_REJECTED, "clock", "%d calls of km_run take so long to enqueue that our clock cannot bear them out", BATCH_LEAST);
 	if (job.too_many)
 		verdict_set(v, VERDICT_REJECTED, "synchronise", "%d calls of km_run in a row wait for the device", BATCH_LEAST);
 	*batch = (struct keeper_batch){ .calls = count, .elapsed = job.window - k->empty[k->workload].median,

@@ -358,6 +358,7 @@ static int answer_release(struct keeper_process *k, struct keeper_participant *p
 		m->outcome = KEEPER_LATE;
 	if (m->outcome == KEEPER_RAN && keeper_check_fetch_window(k, err) < 0)
 		return -1;
+	m->arrival = released - start;
 	m->window = early ? -1 : monotonic_seconds() - start;
 	if (early)
 		p->hold = p->hold < MAX_HOLD / 2 ? 2 * p->hold + 1 : MAX_HOLD;

@@ -22,7 +22,7 @@
  *                                  guards, workspace and flush are under way, for PROTOCOL_IDLE they are done:
  *                                  prepare, usual.
  *                                  args: for CALL; patch[]: of a batch
- *   RELEASE who, seconds           outcome; window, prepare, usual
+ *   RELEASE who, seconds           outcome; window, arrival, prepare, usual
  *   CHECK who, value               value 1: all rows. Only of the last call. check, broken
  *   COUNTS workload                flops, bytes_moved
  *   CONTROL                        seconds: what a known kernel took; FAILED if the device does not work
@@ -99,10 +99,10 @@ struct keeper_message {
 	int32_t who, workload, set, outcome;
 	int64_t value, count;
 	double seconds;
-	/* Seconds. window: negative if there is none. prepare: from the first launch to the end of the flush, and (but for
+	/* Seconds. window: negative if there is none. arrival: its part before the runner has arrived. prepare: from the first launch to the end of the flush, and (but for
 	 * PROTOCOL_IDLE) what a small kernel takes right after the window. usual: what that takes when nobody else uses the
 	 * device, for these sizes. */
-	double window, prepare, usual;
+	double window, arrival, prepare, usual;
 	double flops, bytes_moved;
 	uint64_t where[PROTOCOL_SLABS], bytes[PROTOCOL_SLABS];
 	uint32_t args_bytes, patch_count;

@@ -129,6 +129,7 @@ static cJSON *clock_json(const struct judge_workload *w)
 	cJSON *o = cJSON_CreateObject();
 
 	json_set_number(o, "excess_us", microseconds(w->excess));
+	json_set_number(o, "arrival_us", microseconds(w->arrival));
 	json_set_number(o, "batch_us", microseconds(w->batch));
 	json_set_number(o, "batch_calls", (double)w->batch_calls);
 	return o;
