@@ -41,7 +41,7 @@
 enum {
 	MISSED_MOST = 1000,     /* calls that did nothing and missed their window */
 	EMPTY_CALLS = 48,       /* that the empty window of a workload is the median of */
-	EMPTY_EVERY = 4,        /* inputs, after which it is looked at again */
+	EMPTY_LEAST = 8,        /* of these at first */
 	BATCH_MOST = 480,       /* calls of a batch: with two launches each they fit into a held stream, which takes 1022 */
 	BATCH_LEAST = 2,
 	SAMPLES = 4096,         /* of clocks */
@@ -64,7 +64,7 @@ struct participant {
 /* The last windows of calls that did nothing, of one workload. */
 struct empty {
 	double seconds[EMPTY_CALLS], median;
-	double arrivals[EMPTY_CALLS], arrival; /* arrival: their median */
+	double last, last_arrival; /* with the inputs at hand; NaN if that call had no window */
 	size_t count, missed;                  /* missed: calls without a window */
 };
 
@@ -86,7 +86,6 @@ struct keeper {
 	size_t control;
 	struct empty *empty;              /* one a workload of the task */
 	uint64_t serial;
-	size_t inputs_count;
 	/* of the current inputs */
 	int workload, set;
 	/* for sandboxes */
@@ -568,15 +567,15 @@ static int call_nothing(struct keeper *k, struct error *err)
 		return -1;
 	if (v.status != VERDICT_PASSED)
 		return error_set(err, KM_EXIT_ENVIRONMENT, "a call that does nothing went wrong: %s", v.message);
+	e->last = job.window;
+	e->last_arrival = job.arrival;
 	/* The first calls may miss the end of the flush, which is drawn out then. */
 	if (isnan(job.window))
 		return ++e->missed < MISSED_MOST ? 0 : error_set(err, KM_EXIT_ENVIRONMENT, "this machine is too slow or too busy for the clock: "
 								    "a call that does nothing cannot be made within the time of a flush");
-	e->seconds[e->count % EMPTY_CALLS] = job.window;
-	e->arrivals[e->count++ % EMPTY_CALLS] = job.arrival;
+	e->seconds[e->count++ % EMPTY_CALLS] = job.window;
 	n = e->count < EMPTY_CALLS ? e->count : EMPTY_CALLS;
 	e->median = median_of(e->seconds, n);
-	e->arrival = median_of(e->arrivals, n);
 	return 0;
 }
 
@@ -589,7 +588,7 @@ static int look_at_empty(struct keeper *k, struct error *err)
 	do
 		if (call_nothing(k, err) < 0)
 			return -1;
-	while (k->empty[k->workload].count < EMPTY_CALLS);
+	while (k->empty[k->workload].count < EMPTY_LEAST);
 	return 0;
 }
 
@@ -618,10 +617,10 @@ static int warm_one(struct keeper *k, size_t who, struct error *err)
 	return perform(k, who, &job, &p->pending, err);
 }
 
-/* First calls of whom it may concern, and the empty window from time to time, on inputs of their own. */
-static int make_ready(struct keeper *k, int set, struct error *err)
+/* First calls of whom it may concern, on inputs of their own. */
+static int warm_all(struct keeper *k, int set, struct error *err)
 {
-	bool look = k->empty[k->workload].count == 0 || k->inputs_count++ % EMPTY_EVERY == 0, any = look;
+	bool any = false;
 
 	for (size_t i = 0; i < k->control; i++)
 		any = any || is_cold(k, &k->participants[i]);
@@ -630,16 +629,18 @@ static int make_ready(struct keeper *k, int set, struct error *err)
 	for (size_t i = 0; i < k->control; i++)
 		if (is_cold(k, &k->participants[i]) && warm_one(k, i, err) < 0)
 			return -1;
-	return look ? look_at_empty(k, err) : 0;
+	return 0;
 }
 
+/* With all inputs comes a look at how long nothing takes just now: from one workload to the next, and while the device
+ * warms up, that changes by some microseconds. */
 static int cuda_inputs(struct keeper *k, int workload, int set, bool vary, struct error *err)
 {
 	k->workload = workload;
 	k->set = set;
-	if (make_ready(k, set, err) < 0)
+	if (warm_all(k, set, err) < 0 || make_inputs(k, set, vary, err) < 0)
 		return -1;
-	return make_inputs(k, set, vary, err);
+	return look_at_empty(k, err);
 }
 
 static void cuda_counts(struct keeper *k, double *flops, double *bytes)
@@ -666,8 +667,8 @@ static int cuda_call(struct keeper *k, size_t who, struct keeper_call *call, str
 	if (v->status != VERDICT_PASSED)
 		return 0;
 	call->seconds = job.events;
-	call->elapsed = job.window - k->empty[k->workload].median;
-	call->arrival = job.arrival - k->empty[k->workload].arrival;
+	call->elapsed = job.window - k->empty[k->workload].last;
+	call->arrival = job.arrival - k->empty[k->workload].last_arrival;
 	call->gap = job.gap;
 	call->disturbed = job.gap > KEEPER_GAP;
 	call->busy = job.prepare > PREPARE_SHARE * job.usual + PREPARE_SLACK;
