@@ -103,6 +103,31 @@ finds() {
 	[[ $output == *zero* ]]
 }
 
+# Let task.json name a kernel that is wrong by replacing $1 by $2 in the baseline.
+name_wrong() {
+	jq --arg from "$1" --arg to "$2" '.wrong = [{name: "an edit", edits: [{from: $from, to: $to}]}]' "$task/task.json" >"$task/new"
+	mv "$task/new" "$task/task.json"
+}
+
+@test "an edit of the baseline that is wrong is found" {
+	name_wrong 'i = 0' 'i = 1'
+	run "$KM/km-check-task" "$task"
+	[ "$status" -eq 0 ]
+	[[ $output == *"ok "*" - a kernel that is wrong in this: an edit, fails some workload"* ]]
+}
+
+@test "an edit of the baseline that changes nothing is reported" {
+	name_wrong 'i = 0' 'i = 0 + 0'
+	finds 'an edit, fails some workload'
+}
+
+@test "an edit of what the baseline does not hold is named, exit 3" {
+	name_wrong 'no such text' ''
+	run "$KM/km-check-task" "$task"
+	[ "$status" -eq 3 ]
+	[[ $output == *"the baseline holds no 'no such text'"* ]]
+}
+
 @test "no such task is exit 3, no argument exit 2" {
 	run "$KM/km-check-task" "$BATS_TEST_TMPDIR/none"
 	[ "$status" -eq 3 ]

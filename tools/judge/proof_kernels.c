@@ -438,11 +438,10 @@ static int prove_on_cpu(const struct proof *p, const struct suspects *s, struct 
 	return result;
 }
 
-static int prove_on_gpu(const struct proof *p, const struct suspects *s, struct error *err)
+static int prove_on_gpu(const struct proof *p, const struct suspects *s, const struct gpu *gpus, int count, struct error *err)
 {
-	struct gpu gpus[GPU_MAX];
 	const struct gpu *gpu = NULL;
-	int count = gpu_list(gpus, err), lease = count < 0 ? -1 : gpu_lease(gpus, count, &gpu, NULL, err), result = -1;
+	int lease = gpu_lease(gpus, count, &gpu, NULL, err), result = -1;
 
 	if (lease >= 0)
 		result = prove_all(p, s, gpu->ordinal, err);
@@ -453,12 +452,16 @@ static int prove_on_gpu(const struct proof *p, const struct suspects *s, struct 
 int proof_kernels(const struct proof *p, struct error *err)
 {
 	struct suspects s = { NULL, 0 };
-	int result;
+	struct gpu gpus[GPU_MAX];
+	bool cuda = p->task->target == TASK_CUDA;
+	int count = cuda ? gpu_list(gpus, err) : 0, result;
 
+	if (count < 0)
+		return -1;
 	add_all(p->task, &s);
 	result = build_all(p, &s, err);
 	if (result == 0)
-		result = p->task->target == TASK_CUDA ? prove_on_gpu(p, &s, err) : prove_on_cpu(p, &s, err);
+		result = cuda ? prove_on_gpu(p, &s, gpus, count, err) : prove_on_cpu(p, &s, err);
 	release_all(&s);
 	return result;
 }
