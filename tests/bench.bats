@@ -120,6 +120,23 @@ processes() {
 	[ "$(jq -c . bench.json)" = '{"skip":"nothing to do"}' ]
 }
 
+@test "a library that was made by hand is looked at like one that was built" {
+	build a 'right(a, a->rows);'
+	build b 'right(a, a->rows);'
+	echo 'int puts(const char *); int km_run(const void *a) { (void)a; return puts("x"); }' |
+		gcc -shared -fPIC -nostartfiles -s -Wl,-z,relro,-z,now -Wl,--hash-style=sysv -Wl,--build-id=none -x c - -o b/kernel.so
+	jq --arg sha "$(sha256sum b/kernel.so | cut -d ' ' -f 1)" '.library_sha256 = $sha' b/build.json >b/forged.json
+	"$KM/km-bench" -o bench.json b/forged.json
+	"$KM/km-validate" bench bench.json
+	[ "$(jq -c '[.status, .rule, .score]' bench.json)" = '["REJECTED","import",null]' ]
+	# As a rival it is built again from its source, and without one refused; for a trusted one its user answers.
+	"$KM/km-bench" --versus other=b/forged.json a/build.json | jq -e '.versus.name == "other"'
+	rm b/kernel.c
+	run "$KM/km-bench" --versus other=b/forged.json a/build.json
+	[ "$status" -eq 3 ]
+	"$KM/km-bench" --peer other=b/forged.json a/build.json | jq -e '.status == "PASSED"'
+}
+
 @test "a library that is missing, changed or no file is a bad input, and nothing is written" {
 	build a 'right(a, a->rows);'
 	cp a/kernel.so kept.so

@@ -234,6 +234,26 @@ static int load_built(const char *path, const cJSON *build, struct loaded *l, st
 	strncpy(l->code_sha256, code ? code : "", HASH_HEX);
 	free(full);
 	return result;
+/* Does the library keep to the rules by which it was built? Whoever wrote its build.json may have made both by hand. */
+static void check_again(const struct bench *b, const cJSON *build, const struct loaded *l, struct build *found)
+{
+	const char *flags = json_string(build, "flags");
+
+	build_check(&b->task, l->library.data, l->library.len, flags ? flags : "", found);
+}
+
+static int check_rival(const struct bench *b, const cJSON *build, const struct loaded *l, const char *path, struct error *err)
+{
+	struct build found;
+	int result = 0;
+
+	check_again(b, build, l, &found);
+	if (found.status != BUILD_BUILT)
+		result = error_set(err, KM_EXIT_INPUT, "'%s': its library is %s: %s", path, build_status_name(found.status), found.message);
+	build_release(&found);
+	return result;
+}
+
 }
 
 /* What is built here is built as the candidate was. */
@@ -300,6 +320,8 @@ static int load_rival(struct bench *b, const struct rival_option *rival, struct 
 	return result;
 }
 
+	if (result == 0 && !rival->trusted)
+		result = check_rival(b, build, l, rival->path, &first);
 static int load_peers(struct bench *b, struct error *err)
 {
 	for (int i = 0; i < b->task.peer_count && b->options->peers; i++) {
@@ -474,7 +496,8 @@ static int load_task(struct bench *b, bool cuda, struct error *err)
 static int judge_built(struct bench *b, struct error *err)
 {
 	bool cuda = strcmp(json_string(b->build, "target"), "cuda") == 0;
-	int status;
+	struct build found;
+	int status = 0;
 
 	if (cuda && (b->gpu_count = gpu_list(b->gpus, err)) < 0)
 		return -1;
@@ -483,7 +506,14 @@ static int judge_built(struct bench *b, struct error *err)
 		return -1;
 	b->baseline.name = xstrdup("baseline");
 	find_march(b);
-	status = cuda ? judge_on_gpu(b, err) : judge_on_cpu(b, err);
+	check_again(b, b->build, &b->candidate, &found);
+	if (found.status != BUILD_BUILT) {
+		cJSON_Delete(b->document);
+		b->document = report_new(b->build, build_status_name(found.status), found.rule, found.message);
+	} else {
+		status = cuda ? judge_on_gpu(b, err) : judge_on_cpu(b, err);
+	}
+	build_release(&found);
 	for (size_t i = 0; i < b->rival_count; i++)
 		loaded_release(&b->rivals[i]);
 	free(b->rivals);

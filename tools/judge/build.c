@@ -77,16 +77,23 @@ static bool is_library_name(const char *s)
 	return true;
 }
 
-static int add_libraries(struct build_job *job, const char *const *names, struct buf *flags, struct error *err)
+static void allow_libraries(struct build_job *job, const char *const *names)
 {
 	for (; names && *names; names++) {
-		if (!is_library_name(*names))
-			return error_set(err, KM_EXIT_USAGE, "'%s' is no name of a library", *names);
-		buf_printf(flags, "-l%s ", *names);
 		job->names = xreallocarray(job->names, job->name_count + 2, sizeof(*job->names));
 		job->names[job->name_count++] = xstrdup(*names);
 		job->names[job->name_count] = NULL;
 	}
+}
+
+static int add_libraries(struct build_job *job, const char *const *names, struct buf *flags, struct error *err)
+{
+	for (const char *const *name = names; name && *name; name++) {
+		if (!is_library_name(*name))
+			return error_set(err, KM_EXIT_USAGE, "'%s' is no name of a library", *name);
+		buf_printf(flags, "-l%s ", *name);
+	}
+	allow_libraries(job, names);
 	return 0;
 }
 
@@ -104,6 +111,11 @@ static void make_key(struct build_job *job)
 	buf_release(&b);
 }
 
+static const struct build_target *target_of(const struct task *task)
+{
+	return task->target == TASK_CUDA ? &build_cuda : &build_cpu;
+}
+
 static int job_init(struct build_job *job, const struct task *task, const char *source, size_t len, const struct build_options *options,
 		    struct error *err)
 {
@@ -111,7 +123,7 @@ static int job_init(struct build_job *job, const struct task *task, const char *
 	int result;
 
 	memset(job, 0, sizeof(*job));
-	job->target = task->target == TASK_CUDA ? &build_cuda : &build_cpu;
+	job->target = target_of(task);
 	job->task = task;
 	job->source = source;
 	job->len = len;
@@ -126,6 +138,7 @@ static int job_init(struct build_job *job, const struct task *task, const char *
 		buf_printf(&flags, "-l%s%s", *link, link[1] ? " " : "");
 	job->libraries = buf_take(&flags);
 	buf_release(&flags);
+	allow_libraries(job, job->target->names);
 	if (result == 0)
 		result = job->target->find_tools(job, err);
 	if (result < 0)
@@ -490,4 +503,33 @@ int build_kernel(const struct task *task, const char *source, size_t len, const 
 		result = build_job(&job, b, err);
 	job_release(&job);
 	return result;
+}
+
+/* "-lopenblas" among flags: "openblas", but for those that the target links with anyway. */
+static void allow_flags(struct build_job *job, const char *flags)
+{
+	for (const char *p = strstr(flags, "-l"); p; p = strstr(p + 2, "-l")) {
+		char *name = xstrndup(p + 2, strcspn(p + 2, " "));
+		const char *const one[] = { name, NULL }, *const *link = job->target->links;
+
+		while (*link && strcmp(*link, name) != 0)
+			link++;
+		if ((p == flags || p[-1] == ' ') && !*link && is_library_name(name))
+			allow_libraries(job, one);
+		free(name);
+	}
+}
+
+void build_check(const struct task *task, const void *library, size_t len, const char *flags, struct build *b)
+{
+	struct build_job job = { .target = target_of(task), .task = task };
+
+	build_init(b);
+	allow_libraries(&job, (const char *const *)task->libraries);
+	allow_flags(&job, flags);
+	allow_libraries(&job, job.target->names);
+	check_library(&job, library, len, b);
+	for (size_t i = 0; i < job.name_count; i++)
+		free(job.names[i]);
+	free(job.names);
 }

@@ -75,6 +75,12 @@ int build_kernel(const struct task *task, const char *source, size_t len, const 
 		 struct build *b, struct error *err);
 void build_release(struct build *b);
 
+/* Look again at a library that was built before, since whoever wrote its build.json may have made both by hand: BUILT, or the
+ * status, rule and message that building would have had. flags: of build.json; libraries that these name (-lopenblas) may be
+ * needed beside those of the task. Only the object file, which is gone, could tell which function it is that a library for cuda
+ * has run when it is opened. *b must be released. */
+void build_check(const struct task *task, const void *library, size_t len, const char *flags, struct build *b);
+
 /* Compile the task's trusted reference (which includes "task.h" and "reference.h", on cuda "reference_cuda.h") without a
  * sandbox into a shared library in the cache; its path, which the caller frees and may dlopen, or NULL: KM_EXIT_INPUT with
  * the compiler's first error if it does not compile. cpu: -O2, -march as given, without fused multiply-add or other

@@ -30,6 +30,7 @@ static const char link_flags[] = "-shared -nostartfiles -s -Wl,-z,relro,-z,now,-
 
 /* Of the C++ library only what unwinds the stack is allowed; it is linked so that the rest is refused by name. */
 static const char *const links[] = { "cudart", "m", "stdc++", NULL };
+static const char *const names[] = { "cudart", "cuda", "stdc++", NULL };
 
 /* nvcc's function that registers the kernels when the library is opened. */
 static const char registration[] = "_ZL24__sti____cudaRegisterAllv";
@@ -50,21 +51,11 @@ static bool has_stub(const struct toolchain *tools)
 	return found;
 }
 
-static void allow_library(struct build_job *job, const char *name)
-{
-	job->names = xreallocarray(job->names, job->name_count + 2, sizeof(*job->names));
-	job->names[job->name_count++] = xstrdup(name);
-	job->names[job->name_count] = NULL;
-}
-
 static int find_tools(struct build_job *job, struct error *err)
 {
 	if (toolchain_find_cuda(job->options->arch, &job->tools, err) < 0)
 		return -1;
 	snprintf(job->tools.machine, sizeof(job->tools.machine), "%s", job->tools.arch);
-	allow_library(job, "cudart");
-	allow_library(job, "cuda");
-	allow_library(job, "stdc++");
 	return 0;
 }
 
@@ -452,7 +443,7 @@ static void explain(const struct process_result *r, struct buf *said)
 }
 
 const struct build_target build_cuda = {
-	.source = "kernel.cu", .scratch_mb = 512, .parts = BUILD_PARTS, .links = links, .find_tools = find_tools, .flags = show_flags,
+	.source = "kernel.cu", .scratch_mb = 512, .parts = BUILD_PARTS, .links = links, .names = names, .find_tools = find_tools, .flags = show_flags,
 	.script = make_script, .is_header = is_header, .is_assembled = is_assembled, .policy = set_policy, .check_object = check_object,
 	.describe = describe, .explain = explain, .hash_code = hash_code,
 };

@@ -57,6 +57,7 @@ struct build_target {
 	size_t scratch_mb;        /* room in the sandbox's /tmp; 0: its default */
 	size_t parts;             /* how many of enum build_part come back */
 	const char *const *links; /* libraries that are always linked: "-lm"; ends with NULL */
+	const char *const *names; /* libraries that may be needed whatever the task says, beside libc and libm; ends with NULL; may be NULL */
 	int (*find_tools)(struct build_job *job, struct error *err);
 	char *(*flags)(const struct build_job *job);
 	char *(*script)(const struct build_job *job);

@@ -407,7 +407,8 @@ static void add_files(struct words *w, const struct sandbox_spec *spec, const in
 		word(w, destination);
 		free(destination);
 	}
-	words_from(w, (const char *const[]){ "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/km", NULL });
+	/* /proc too: /proc/1/mem is bubblewrap's own process, which no filter of system calls binds and nobody stops. */
+	words_from(w, (const char *const[]){ "--remount-ro", "/dev", "--remount-ro", "/proc", "--remount-ro", "/", "--chdir", "/km", NULL });
 }
 
 /* RLIMIT_NPROC is set inside, by prlimit: outside it would count all processes of the user. */
