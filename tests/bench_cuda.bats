@@ -95,3 +95,34 @@ build() {
 	jq -e '.processors > 0' probe.json
 	[ "$(ls "$KM_CACHE"/probe-GPU-*.json | wc -l)" -eq 1 ]
 }
+
+@test "--profile and --sanitize are for this target, and --sanitize knows its tools" {
+	run "$KM/km-bench" --sanitize=leakcheck build.json
+	[ "$status" -eq 2 ]
+	[[ $output == *"memcheck, racecheck or synccheck"* ]]
+	fake_build | jq '.target = "cpu"' >build.json
+	for option in --profile --sanitize; do
+		run "$KM/km-bench" "$option" build.json
+		[ "$status" -eq 2 ]
+		[[ $output == *"target cuda"* ]]
+	done
+}
+
+@test "on a device: tools that are missing are said, and change no verdict" {
+	needs_device
+	build a "$TASK/baseline.cu"
+	KM_NCU=/missing KM_COMPUTE_SANITIZER=/missing "$KM/km-bench" --profile --sanitize -o bench.json a/build.json
+	"$KM/km-validate" bench bench.json
+	jq -e '.status == "PASSED" and .score > 0 and (.sanitizer | .errors == null and (.message | contains("compute-sanitizer is not there")))' bench.json
+	jq -e '[.workloads[] | select(.set == "feedback")] | all(.profile.message | contains("ncu is not there"))' bench.json
+}
+
+@test "on a device: a profile and a check, or why there is none" {
+	needs_device
+	build a "$TASK/baseline.cu"
+	"$KM/km-bench" --profile --sanitize -o bench.json a/build.json
+	"$KM/km-validate" bench bench.json
+	jq -c '.sanitizer, (.workloads[] | .profile)' bench.json
+	jq -e '.status == "PASSED" and (.sanitizer | .errors == 0 or .message != "")' bench.json
+	jq -e '[.workloads[] | select(.set == "feedback") | .profile] | all(.message != "" or (.kernels >= 1 and .duration_us > 0))' bench.json
+}

@@ -7,6 +7,7 @@
  */
 #include "build.h"
 #include "cli.h"
+#include "examine.h"
 #include "file.h"
 #include "gpu.h"
 #include "hash.h"
@@ -43,6 +44,9 @@ static const char usage[] =
 	"      --peers           also time the peers that the task names\n"
 	"      --table           print times and factors of all as tab-separated text\n"
 	"      --replay FOLDER   take the verdict from this recording, run nothing\n"
+	"      --profile         after PASSED, what ncu sees in a call (target cuda)\n"
+	"      --sanitize[=TOOL] after PASSED, what compute-sanitizer finds: memcheck (default),\n"
+	"                        racecheck or synccheck (target cuda)\n"
 	"      --no-sandbox      run without bubblewrap: only for kernels that you trust\n"
 	"      --probe           measure what the CUDA device can do, once, and print it\n"
 	"  -o, --output FILE     write the verdict to FILE, not to standard output\n"
@@ -57,8 +61,8 @@ struct rival_option {
 };
 
 struct options {
-	bool feedback, final, table, peers, no_sandbox, probe;
-	const char *plan, *replay, *output, *build;
+	bool feedback, final, table, peers, no_sandbox, probe, profile;
+	const char *plan, *replay, *output, *build, *sanitize;
 	struct rival_option *rivals;
 	size_t rival_count;
 };
@@ -112,6 +116,13 @@ static void parse_set(struct options *o, const char *text)
 		die_usage("--set wants feedback, final or all, not '%s'", text);
 }
 
+static void parse_sanitize(struct options *o, const char *text)
+{
+	o->sanitize = text ? text : "memcheck";
+	if (!examine_knows(o->sanitize))
+		die_usage("--sanitize wants memcheck, racecheck or synccheck, not '%s'", o->sanitize);
+}
+
 static void parse_option(struct options *o, int c)
 {
 	switch (c) {
@@ -122,6 +133,8 @@ static void parse_option(struct options *o, int c)
 	case 'E': o->peers = true; break;
 	case 't': o->table = true; break;
 	case 'r': o->replay = optarg; break;
+	case 'P': o->profile = true; break;
+	case 'S': parse_sanitize(o, optarg); break;
 	case 'n': o->no_sandbox = true; break;
 	case 'b': o->probe = true; break;
 	case 'o': o->output = optarg; break;
@@ -138,7 +151,8 @@ static struct options parse_options(int argc, char **argv)
 		{ "versus", required_argument, NULL, 'v' }, { "peer", required_argument, NULL, 'e' },
 		{ "peers", no_argument, NULL, 'E' }, { "table", no_argument, NULL, 't' },
 		{ "replay", required_argument, NULL, 'r' }, { "no-sandbox", no_argument, NULL, 'n' },
-		{ "probe", no_argument, NULL, 'b' },
+		{ "probe", no_argument, NULL, 'b' }, { "profile", no_argument, NULL, 'P' },
+		{ "sanitize", optional_argument, NULL, 'S' },
 		{ "output", required_argument, NULL, 'o' }, { "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' }, { NULL, 0, NULL, 0 },
 	};
@@ -220,20 +234,6 @@ static int read_library(const char *path, const char *sha256, struct buf *to, st
 	return 0;
 }
 
-/* `library` of a build document that says BUILT. */
-static int load_built(const char *path, const cJSON *build, struct loaded *l, struct error *err)
-{
-	const char *library = json_string(build, "library"), *code = json_string(build, "code_sha256");
-	char *full;
-	int result;
-
-	if (!library)
-		return error_set(err, KM_EXIT_INPUT, "'%s': no library was kept of this kernel", path);
-	full = path_beside(path, library);
-	result = read_library(full, json_string(build, "library_sha256"), &l->library, err);
-	strncpy(l->code_sha256, code ? code : "", HASH_HEX);
-	free(full);
-	return result;
 /* Does the library keep to the rules by which it was built? Whoever wrote its build.json may have made both by hand. */
 static void check_again(const struct bench *b, const cJSON *build, const struct loaded *l, struct build *found)
 {
@@ -254,6 +254,20 @@ static int check_rival(const struct bench *b, const cJSON *build, const struct l
 	return result;
 }
 
+/* `library` of a build document that says BUILT. */
+static int load_built(const char *path, const cJSON *build, struct loaded *l, struct error *err)
+{
+	const char *library = json_string(build, "library"), *code = json_string(build, "code_sha256");
+	char *full;
+	int result;
+
+	if (!library)
+		return error_set(err, KM_EXIT_INPUT, "'%s': no library was kept of this kernel", path);
+	full = path_beside(path, library);
+	result = read_library(full, json_string(build, "library_sha256"), &l->library, err);
+	strncpy(l->code_sha256, code ? code : "", HASH_HEX);
+	free(full);
+	return result;
 }
 
 /* What is built here is built as the candidate was. */
@@ -306,6 +320,8 @@ static int load_rival(struct bench *b, const struct rival_option *rival, struct 
 		return error_set(err, KM_EXIT_INPUT, "'%s': this kernel was not built, so there is nothing to compare with", rival->path);
 	}
 	result = load_built(rival->path, build, l, &first);
+	if (result == 0 && !rival->trusted)
+		result = check_rival(b, build, l, rival->path, &first);
 	if (result < 0 && kernel && !rival->trusted) {
 		char *path = path_beside(rival->path, kernel);
 
@@ -320,8 +336,6 @@ static int load_rival(struct bench *b, const struct rival_option *rival, struct 
 	return result;
 }
 
-	if (result == 0 && !rival->trusted)
-		result = check_rival(b, build, l, rival->path, &first);
 static int load_peers(struct bench *b, struct error *err)
 {
 	for (int i = 0; i < b->task.peer_count && b->options->peers; i++) {
@@ -426,6 +440,8 @@ static int judge_with(struct bench *b, const char *reference, int device, struct
 		report_fill(b->document, &options, &result, sha256);
 	if (status == 0 && b->options->table)
 		status = print_table(&options, &result, err);
+	if (status == 0 && result.verdict.status == VERDICT_PASSED && (b->options->profile || b->options->sanitize))
+		status = examine(b->document, &options, &result, b->options->profile, b->options->sanitize, err);
 	judge_result_release(&result, b->rival_count);
 	free(rivals);
 	return status;
@@ -499,6 +515,8 @@ static int judge_built(struct bench *b, struct error *err)
 	struct build found;
 	int status = 0;
 
+	if (!cuda && (b->options->profile || b->options->sanitize))
+		return error_set(err, KM_EXIT_USAGE, "--profile and --sanitize are for the target cuda");
 	if (cuda && (b->gpu_count = gpu_list(b->gpus, err)) < 0)
 		return -1;
 	b->candidate.name = xstrdup("candidate");

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -72,19 +73,20 @@ static void test_lease(void **state)
 	assert_int_equal(rmdir(folder), 0);
 }
 
-/* In its sandbox it starts, looks for the device, and says what is missing. */
-static void test_no_device(void **state)
+/* In its sandbox it starts, looks for the device, and says what is missing. Under a tool it can end by itself, and what the
+ * tool says before and after is collected. */
+static void start_without_device(const char *const *wrapper, int output)
 {
 	static const char *const none[] = { NULL }, *const variables[] = { "CUDA_VISIBLE_DEVICES=", NULL };
 	struct runner_start start = { .program = "km-runner-cuda", .descriptor_count = PROTOCOL_SLABS + 1, .memory_bytes = 1 << 30,
-				      .slab_bytes = { 1, 1, 1 }, .libraries = none, .environment = variables, .processes = 64 };
+				      .slab_bytes = { 1, 1, 1 }, .libraries = none, .environment = variables, .processes = 64,
+				      .wrapper = wrapper, .wrapper_seconds = 30, .output = output };
 	struct error err = { .code = KM_OK }, ignored;
 	struct verdict v = { .status = VERDICT_PASSED };
 	char *program = getenv("KM_RUNNER_CUDA") ? NULL : realpath("bin/km-runner-cuda", NULL);
 	struct runner_process r;
 	int64_t functions;
 
-	(void)state;
 	if (program)
 		setenv("KM_RUNNER_CUDA", program, 1);
 	free(program);
@@ -101,11 +103,31 @@ static void test_no_device(void **state)
 	assert_non_null(strstr(err.text, "the runner cannot start: no CUDA device"));
 }
 
+static void test_no_device(void **state)
+{
+	(void)state;
+	start_without_device(NULL, -1);
+}
+
+static void test_under_tool(void **state)
+{
+	static const char *const tool[] = { "/bin/sh", "-c", "echo begun; \"$@\"; echo ended $?", "sh", NULL };
+	int output = memfd_create("output", MFD_CLOEXEC);
+	char text[200] = "";
+
+	(void)state;
+	assert_true(output >= 0);
+	start_without_device(tool, output);
+	assert_true(pread(output, text, sizeof(text) - 1, 0) > 0);
+	assert_string_equal(text, "begun\nended 0\n");
+	close(output);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_sizes), cmocka_unit_test(test_one_packet), cmocka_unit_test(test_lease),
-		cmocka_unit_test(test_no_device),
+		cmocka_unit_test(test_no_device), cmocka_unit_test(test_under_tool),
 	};
 
 	return cmocka_run_group_tests_name("protocol", tests, NULL, NULL);

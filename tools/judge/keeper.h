@@ -11,6 +11,7 @@
 #ifndef KM_KEEPER_H
 #define KM_KEEPER_H
 
+#include "buf.h"
 #include "compare.h"
 #include "error.h"
 #include "task.h"
@@ -74,6 +75,15 @@ struct keeper_facts {
 	bool slowed;   /* by power or heat, once at least */
 };
 
+/* A program that starts a runner and watches what its kernel does, for people and models: no verdict comes of it. */
+struct keeper_tool {
+	const char *const *argv;    /* its absolute path and its options; ends with NULL; at most RUNNER_WRAPPER_WORDS */
+	const char *const *folders; /* of its installation, absolute, without links in them; ends with NULL; at most KEEPER_TOOL_FOLDERS */
+	double seconds;             /* after which all of it is killed */
+};
+
+enum { KEEPER_TOOL_FOLDERS = 2 };
+
 /* What the judge has to know of a target. */
 struct keeper_rules {
 	double gain_seconds;     /* the smallest difference that makes a kernel better, beside VERSUS_GAIN */
@@ -110,6 +120,11 @@ struct keeper_ops {
 	/* Seconds that this device needs at least, by its datasheet; *least: even if outputs stay in its cache. */
 	double (*floor)(const struct keeper *k, int workload, double flops, double bytes, double *least);
 	void (*facts)(struct keeper *k, struct keeper_facts *facts);
+	/* One call for each of these workloads under a tool, as participant 0, which is started and stopped here. What the tool
+	 * wrote is in *output, as much as fits. Only after a verdict, with a keeper of its own: there is no filter. *v: why the
+	 * calls ended early. */
+	int (*examine)(struct keeper *k, const struct keeper_kernel *kernel, const struct keeper_tool *tool, const int *workloads,
+		       size_t count, struct buf *output, struct verdict *v, struct error *err);
 };
 
 extern const struct keeper_ops keeper_cpu, keeper_cuda;

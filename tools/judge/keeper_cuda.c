@@ -17,12 +17,14 @@
 #include "toolchain.h"
 #include "util.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <math.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define INIT_SECONDS 10.0      /* km_init, km_workspace; libraries such as cuBLAS take most of a second */
@@ -49,6 +51,7 @@ enum {
 	DRIVER_MB = 4096,       /* resident memory of context and libraries, their code that is mapped included */
 	PROCESSES = 256,        /* and threads in a sandbox */
 	OPEN_FILES = 1024,
+	TOOL_MB = 16384,        /* resident memory of a tool, which saves what a kernel changes */
 };
 
 struct participant {
@@ -91,6 +94,8 @@ struct keeper {
 	/* for sandboxes */
 	char *nodes[4], *folders[TOOLCHAIN_FOLDERS + 2], *variables[5];
 	size_t folder_count;
+	const struct keeper_tool *tool; /* that the next runner is started under; NULL: none */
+	int tool_output;
 };
 
 /* ---- the keeper process ----------------------------------------------------------------------------------------- */
@@ -213,6 +218,22 @@ static void cuda_stop(struct keeper *k, size_t who)
 		ask(k, KEEPER_STOP, who, &m, "stop", NULL);
 }
 
+static void start_under_tool(const struct keeper *k, const char **folders, struct runner_start *start)
+{
+	size_t n = 0;
+
+	for (; n < k->folder_count; n++)
+		folders[n] = k->folders[n];
+	for (size_t i = 0; i < KEEPER_TOOL_FOLDERS && k->tool->folders[i]; i++)
+		folders[n++] = k->tool->folders[i];
+	folders[n] = NULL;
+	start->libraries = folders;
+	start->wrapper = k->tool->argv;
+	start->wrapper_seconds = k->tool->seconds;
+	start->output = k->tool_output;
+	start->memory_bytes += (size_t)TOOL_MB * MB;
+}
+
 /* library NULL: the runner that does nothing. */
 static int start_runner(struct keeper *k, struct participant *p, const struct keeper_kernel *kernel, const uint64_t *bytes,
 			const int *descriptors, struct verdict *v, struct error *err)
@@ -225,7 +246,10 @@ static int start_runner(struct keeper *k, struct participant *p, const struct ke
 		.processes = PROCESSES, .open_files = OPEN_FILES, .trusted = kernel->trusted,
 		.no_sandbox = k->options.no_sandbox, .interrupted = k->options.interrupted,
 	};
+	const char *folders[TOOLCHAIN_FOLDERS + 2 + KEEPER_TOOL_FOLDERS + 1];
 
+	if (k->tool)
+		start_under_tool(k, folders, &start);
 	memcpy(start.slab_bytes, bytes, sizeof(start.slab_bytes));
 	memcpy(start.descriptors, descriptors, sizeof(start.descriptors));
 	return runner_process_start(&p->runner, &start, &p->functions, v, err);
@@ -331,7 +355,7 @@ static int ask_axes(struct keeper *k, struct participant *p, enum protocol_kind 
 
 	for (int i = 0; i < k->task->axis_count; i++)
 		memcpy(m.args + k->layout.axis[i], &k->task->workloads[workload].axes[i], sizeof(int64_t));
-	if (runner_process_ask(&p->runner, &m, INIT_SECONDS, what, answer, &address, v, err) < 0)
+	if (runner_process_ask(&p->runner, &m, k->tool ? k->tool->seconds : INIT_SECONDS, what, answer, &address, v, err) < 0)
 		return -1;
 	explain_address(what, address, v);
 	return v->status == VERDICT_PASSED ? 0 : recover(k, p, err);
@@ -819,10 +843,57 @@ static void cuda_facts(struct keeper *k, struct keeper_facts *facts)
 	facts->memory_mhz = range_of(k->samples.memory, k->samples.count);
 }
 
+/* ---- under a tool ----------------------------------------------------------------------------------------------- */
+
+static int call_under_tool(struct keeper *k, int workload, struct verdict *v, struct error *err)
+{
+	struct job job = { .mode = PROTOCOL_IDLE, .count = 1, .enqueue_seconds = k->tool->seconds, .run_seconds = k->tool->seconds };
+	int set = SET_NORMAL;
+
+	if (cuda_select(k, 0, workload, v, err) < 0)
+		return -1;
+	if (v->status != VERDICT_PASSED)
+		return 0;
+	while (!k->task->input_sets[set] && set < SET_COUNT - 1)
+		set++;
+	k->participants[0].warm = true; /* the tool shall see one call */
+	return cuda_inputs(k, workload, set, false, err) < 0 ? -1 : perform(k, 0, &job, v, err);
+}
+
+static void read_output(int fd, struct buf *output)
+{
+	char chunk[4096];
+	off_t at = 0;
+	ssize_t n;
+
+	while ((n = pread(fd, chunk, sizeof(chunk), at)) > 0 && buf_add(output, chunk, (size_t)n))
+		at += n;
+}
+
+static int cuda_examine(struct keeper *k, const struct keeper_kernel *kernel, const struct keeper_tool *tool, const int *workloads,
+			size_t count, struct buf *output, struct verdict *v, struct error *err)
+{
+	int status;
+
+	k->tool_output = memfd_create("a tool's words", MFD_CLOEXEC);
+	if (k->tool_output < 0)
+		return error_set(err, KM_EXIT_ENVIRONMENT, "cannot make a file in memory: %s", strerror(errno));
+	k->tool = tool;
+	status = cuda_start(k, 0, kernel, v, err);
+	for (size_t i = 0; i < count && status == 0 && v->status == VERDICT_PASSED; i++)
+		status = call_under_tool(k, workloads[i], v, err);
+	cuda_stop(k, 0);
+	k->tool = NULL;
+	read_output(k->tool_output, output);
+	close(k->tool_output);
+	return status;
+}
+
 const struct keeper_ops keeper_cuda = {
 	.target = "cuda",
 	.rules = { .gain_seconds = 0.3e-6, .seconds = 0.8, .baseline_seconds = 0.4, .noise = 0.002 },
 	.open = cuda_open, .start = cuda_start, .select = cuda_select, .inputs = cuda_inputs, .call = cuda_call,
 	.check = cuda_check, .counts = cuda_counts, .stop = cuda_stop, .close = cuda_close,
 	.idle = cuda_idle, .batch = cuda_batch, .floor = cuda_floor, .facts = cuda_facts,
+	.examine = cuda_examine,
 };

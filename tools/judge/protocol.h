@@ -23,7 +23,8 @@
  * it left behind; text: the error's name) and comes before the work is done; the question TIMES then gets ANSWER value:
  * the CUDA error that synchronising brought, 0 if none; where[0]: the bits of a double, seconds between its two events;
  * text: the error's name. ANSWER to INIT has where[0], text: the error that km_init left. HELLO with value < 0 has in text
- * what did not work. It may be started without LOAD: then CALL runs an empty kernel of its own.
+ * what did not work. It may be started without LOAD: then CALL runs an empty kernel of its own. Under a tool (PROTOCOL_TOOL)
+ * it ends by itself when the socket does, so that the tool can say what it saw.
  */
 #ifndef KM_PROTOCOL_H
 #define KM_PROTOCOL_H
@@ -42,6 +43,13 @@ enum protocol_kind {
 	PROTOCOL_SETUP = 1, PROTOCOL_LOAD, PROTOCOL_INIT, PROTOCOL_WORKSPACE, PROTOCOL_POPULATE, PROTOCOL_CALL, PROTOCOL_TIMES,
 	/* runner to keeper */
 	PROTOCOL_HELLO, PROTOCOL_LOADED, PROTOCOL_ANSWER, PROTOCOL_ENQUEUED, PROTOCOL_FAULT,
+};
+
+/* Whose code is going to run. */
+enum protocol_trust {
+	PROTOCOL_CANDIDATE, /* nobody's that we know: its system calls are filtered */
+	PROTOCOL_TRUSTED,   /* a peer's of the task's author: no filter */
+	PROTOCOL_TOOL,      /* a candidate's after its verdict, under a tool that watches it: no filter, and nothing is believed */
 };
 
 enum protocol_mode {
@@ -64,7 +72,7 @@ enum { PROTOCOL_HAS_INIT = 1, PROTOCOL_HAS_WORKSPACE = 2 };
 struct protocol_message {
 	uint32_t magic, kind;
 	uint64_t serial;
-	int64_t value;                   /* SETUP: 1 for a trusted peer, else 0 */
+	int64_t value;                   /* SETUP: enum protocol_trust */
 	uint64_t where[PROTOCOL_SLABS];  /* SETUP: bytes of the slabs */
 	uint64_t limit;                  /* SETUP: most bytes in one mmap */
 	uint32_t args_bytes, stream;     /* args_bytes <= PROTOCOL_ARGS_MAX; stream: SETUP, where in args its stream belongs */

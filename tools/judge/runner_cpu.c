@@ -148,7 +148,7 @@ int main(int argc, char **argv)
 	for (int i = 0; i < PROTOCOL_SLABS; i++)
 		descriptors[i] = atoi(argv[3 + i]);
 	receive();
-	trusted = message.value == 1;
+	trusted = message.value == PROTOCOL_TRUSTED;
 	if (message.kind != PROTOCOL_SETUP || !map_slabs(descriptors) || !catch_faults() ||
 	    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return 1;

@@ -3,7 +3,7 @@
  * Started by km-bench inside the sandbox as `runner KERNEL.so SOCKET INPUT OUTPUT SCRATCH PAGE`, the last five being
  * descriptor numbers; KERNEL.so is "-" where km-bench only wants to measure how long nothing takes. It makes a context on
  * the one device that it can see, maps the slabs, opens the kernel and then does as protocol.h says until it is killed. It
- * never exits by itself.
+ * never exits by itself, but under a tool that watches it (PROTOCOL_TOOL): there it has no filter either, and marks its calls.
  *
  * The filter of system calls is installed when the context is there and before the kernel is opened. It leaves what the
  * driver needs to load code, launch it and wait, and threads; no process, no socket but ours, no file to write. A refused
@@ -15,6 +15,7 @@
 #include "keeper_protocol.h"
 
 #include <cuda.h>
+#include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -49,6 +50,7 @@ struct runner {
 	struct keeper_page *page, *device_page;
 	uint32_t stream_member;
 	bool open; /* a kernel is */
+	bool watched; /* by a tool, which started this process */
 	int (*run)(const struct km_args *), (*init)(const struct km_args *);
 	size_t (*workspace)(const struct km_args *);
 	cudaError_t (*last_error)(void); /* of the kernel's own runtime; NULL if it uses none */
@@ -481,8 +483,18 @@ static void initialise(void)
 	answer(PROTOCOL_ANSWER, value);
 }
 
+/* A tool that watches wants the process to end in good order. */
+static void end_with_socket(void)
+{
+	char byte;
+
+	if (runner.watched && recv(socket_number, &byte, 1, MSG_PEEK) == 0)
+		exit(0);
+}
+
 static void serve(const char *library)
 {
+	end_with_socket();
 	receive();
 	switch (message.kind) {
 	case PROTOCOL_LOAD:
@@ -495,7 +507,11 @@ static void serve(const char *library)
 		answer(PROTOCOL_ANSWER, runner.workspace ? (int64_t)runner.workspace(take_args()) : 0);
 		break;
 	case PROTOCOL_CALL:
+		if (runner.watched)
+			cudaProfilerStart();
 		call();
+		if (runner.watched)
+			cudaProfilerStop();
 		break;
 	case PROTOCOL_TIMES:
 		tell_times();
@@ -518,7 +534,8 @@ int main(int argc, char **argv)
 	for (int i = 0; i <= PROTOCOL_SLABS; i++)
 		descriptors[i] = atoi(argv[3 + i]);
 	receive();
-	trusted = message.value == 1;
+	runner.watched = message.value == PROTOCOL_TOOL;
+	trusted = message.value != PROTOCOL_CANDIDATE;
 	ready = set_up(descriptors) && close_in(trusted);
 	answer(PROTOCOL_HELLO, ready ? 0 : -1);
 	for (;;)

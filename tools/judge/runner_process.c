@@ -20,6 +20,7 @@ enum {
 	TICK_MS = 20,          /* how often limits are looked at while we wait */
 	START_SECONDS = 20,    /* for HELLO and LOADED */
 	WALL_SECONDS = 3600,   /* of a whole runner; every question has its own limit */
+	WRAPPER_SCRATCH_MB = 256,
 };
 
 /* ---- names ------------------------------------------------------------------------------------------------------ */
@@ -67,6 +68,11 @@ static const char *signal_name(int64_t signal, char text[32])
 
 /* ---- ends ------------------------------------------------------------------------------------------------------- */
 
+static bool is_interrupted(const struct runner_process *r)
+{
+	return r->interrupted && *r->interrupted;
+}
+
 static void end_sandbox(struct runner_process *r, double seconds, struct process_result *end)
 {
 	sandbox_end(r->sandbox, seconds, end);
@@ -76,12 +82,22 @@ static void end_sandbox(struct runner_process *r, double seconds, struct process
 		close(r->stat_fd);
 }
 
+/* The end of the socket tells it to go; the sandbox's own limit bounds how long that takes. */
+static void let_end(struct runner_process *r)
+{
+	shutdown(r->socket, SHUT_RDWR);
+	while (!is_interrupted(r) && sandbox_check(r->sandbox))
+		poll(NULL, 0, TICK_MS);
+}
+
 void runner_process_end(struct runner_process *r)
 {
 	struct process_result end = { 0 };
 
 	if (!r->sandbox)
 		return;
+	if (r->wrapped)
+		let_end(r);
 	end_sandbox(r, 0, &end);
 }
 
@@ -106,7 +122,7 @@ static void bury(struct runner_process *r, const char *what, struct verdict *v)
 	if (end.over_memory)
 		verdict_set(v, VERDICT_REJECTED, "memory", "%s used more memory than the task allows", what);
 	else if (end.timed_out)
-		verdict_set(v, VERDICT_TIMEOUT, NULL, "%s: the runner passed %d s", what, WALL_SECONDS);
+		verdict_set(v, VERDICT_TIMEOUT, NULL, "%s: the runner passed %g s", what, r->wall_seconds);
 	else if (end.signal == SIGSYS)
 		verdict_set(v, VERDICT_REJECTED, "system-call", "%s made a system call that no kernel may", what);
 	else if (end.signal > 0)
@@ -131,11 +147,6 @@ static void explain_fault(const struct protocol_message *m, const char *what, ui
 }
 
 /* ---- waiting ---------------------------------------------------------------------------------------------------- */
-
-static bool is_interrupted(const struct runner_process *r)
-{
-	return r->interrupted && *r->interrupted;
-}
 
 /* Wait for one packet. 1: it is in *m; 0: the runner has ended or is too late, *v says which; -1: interrupted. If *late is
  * given, it is set for one who is too late, and nothing else happens. */
@@ -201,6 +212,8 @@ static void wake(struct runner_process *r)
 	double start = monotonic_seconds();
 	struct timespec pause = { 0, 50000 };
 
+	if (r->wrapped)
+		return;
 	sandbox_continue(r->sandbox);
 	for (int i = 0; !is_asleep(r) && monotonic_seconds() < start + 0.2; i++)
 		if (i > 100)
@@ -232,8 +245,10 @@ static void take_answer(struct runner_process *r, enum protocol_kind expected, s
 /* Stopped first: the accounts of one that runs on lag behind, by up to a tick of 4 ms. */
 static void stop(struct runner_process *r)
 {
-	sandbox_stop(r->sandbox);
 	r->runs_on = false;
+	if (r->wrapped)
+		return;
+	sandbox_stop(r->sandbox);
 	r->cpu_at_answer = sandbox_cpu_seconds(r->sandbox);
 }
 
@@ -367,23 +382,36 @@ static int keep_numbers(const struct runner_start *start, int socket, int *keep,
 	return 0;
 }
 
+static double wall_seconds(const struct runner_start *start)
+{
+	return start->wrapper ? start->wrapper_seconds : WALL_SECONDS;
+}
+
 static struct sandbox *start_sandbox(const struct runner_start *start, int program, int library, const int *keep, struct error *err)
 {
 	struct sandbox_file files[] = { { program, "runner" }, { library, "kernel.so" } };
 	char numbers[RUNNER_DESCRIPTORS + 1][16];
-	const char *argv[RUNNER_DESCRIPTORS + 4] = { "./runner", library >= 0 ? "./kernel.so" : "-" };
+	const char *argv[RUNNER_WRAPPER_WORDS + RUNNER_DESCRIPTORS + 4];
+	size_t words = 0;
 	struct sandbox_spec spec = {
 		.argv = argv, .files = files, .file_count = library >= 0 ? 2 : 1, .keep = keep, .keep_count = start->descriptor_count + 1,
 		.devices = start->devices, .libraries = start->libraries, .environment = start->environment,
-		.stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .no_sandbox = start->no_sandbox,
-		.limits = { .wall_seconds = WALL_SECONDS, .memory_bytes = start->memory_bytes, .processes = start->processes,
+		.stdin_fd = -1, .stdout_fd = start->wrapper ? start->output : -1, .stderr_fd = start->wrapper ? start->output : -1,
+		.no_sandbox = start->no_sandbox,
+		.limits = { .wall_seconds = wall_seconds(start), .scratch_mb = start->wrapper ? WRAPPER_SCRATCH_MB : 0,
+			    .memory_bytes = start->memory_bytes, .processes = start->processes,
 			    .descriptors = start->open_files },
 	};
 
+	for (; start->wrapper && words < RUNNER_WRAPPER_WORDS && start->wrapper[words]; words++)
+		argv[words] = start->wrapper[words];
+	argv[words++] = "./runner";
+	argv[words++] = library >= 0 ? "./kernel.so" : "-";
 	for (size_t i = 0; i <= start->descriptor_count; i++) {
 		snprintf(numbers[i], sizeof(numbers[i]), "%d", keep[i]);
-		argv[2 + i] = numbers[i];
+		argv[words++] = numbers[i];
 	}
+	argv[words] = NULL;
 	return sandbox_start(&spec, err);
 }
 
@@ -415,10 +443,17 @@ static int launch(struct runner_process *r, const struct runner_start *start, st
 	return r->sandbox ? 0 : -1;
 }
 
+/* For HELLO and for LOADED. */
+static double start_seconds(const struct runner_process *r)
+{
+	return r->wrapped ? r->wall_seconds : START_SECONDS;
+}
+
 /* No code of the kernel has run yet, so a failure here is the machine's. */
 static int greet(struct runner_process *r, const struct runner_start *start, struct error *err)
 {
-	struct protocol_message m = { .magic = PROTOCOL_MAGIC, .kind = PROTOCOL_SETUP, .value = start->trusted,
+	enum protocol_trust trust = start->wrapper ? PROTOCOL_TOOL : start->trusted ? PROTOCOL_TRUSTED : PROTOCOL_CANDIDATE;
+	struct protocol_message m = { .magic = PROTOCOL_MAGIC, .kind = PROTOCOL_SETUP, .value = trust,
 				      .limit = start->map_bytes, .stream = start->stream };
 	struct verdict v = { 0 };
 	char path[64];
@@ -429,7 +464,7 @@ static int greet(struct runner_process *r, const struct runner_start *start, str
 	if (send(r->socket, &m, sizeof(m), MSG_NOSIGNAL) != sizeof(m))
 		got = 0;
 	else
-		got = receive(r, START_SECONDS, "the runner", &m, NULL, &v, err);
+		got = receive(r, start_seconds(r), "the runner", &m, NULL, &v, err);
 	if (got < 0)
 		return -1;
 	if (got == 0 || m.magic != PROTOCOL_MAGIC || m.kind != PROTOCOL_HELLO)
@@ -454,7 +489,7 @@ static int load(struct runner_process *r, int64_t *functions, struct verdict *v,
 	struct runner_answer answer;
 	uint64_t address;
 
-	if (runner_process_ask(r, &m, START_SECONDS, "opening the library", &answer, &address, v, err) < 0)
+	if (runner_process_ask(r, &m, start_seconds(r), "opening the library", &answer, &address, v, err) < 0)
 		return -1;
 	if (address)
 		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "opening the library was ended by a memory fault");
@@ -465,7 +500,8 @@ static int load(struct runner_process *r, int64_t *functions, struct verdict *v,
 int runner_process_start(struct runner_process *r, const struct runner_start *start, int64_t *functions, struct verdict *v,
 			 struct error *err)
 {
-	*r = (struct runner_process){ .socket = -1, .stat_fd = -1, .interrupted = start->interrupted };
+	*r = (struct runner_process){ .socket = -1, .stat_fd = -1, .wrapped = start->wrapper, .wall_seconds = wall_seconds(start),
+				      .interrupted = start->interrupted };
 	*functions = 0;
 	if (launch(r, start, err) < 0)
 		return -1;

@@ -1,7 +1,7 @@
 /* runner_process.h - one runner in its sandbox, as seen from the keeper: start, ask, stop, bury.
  *
  * Between questions the runner is stopped (SIGSTOP), so that its process does nothing while inputs are made and outputs
- * looked at. Only between the answer ENQUEUED and the next question it runs on.
+ * looked at. Only between the answer ENQUEUED and the next question it runs on, and all the time under a tool.
  */
 #ifndef KM_RUNNER_PROCESS_H
 #define KM_RUNNER_PROCESS_H
@@ -14,7 +14,7 @@
 #include <signal.h>
 #include <stdbool.h>
 
-enum { RUNNER_DESCRIPTORS = 4 };
+enum { RUNNER_DESCRIPTORS = 4, RUNNER_WRAPPER_WORDS = 24 };
 
 struct runner_process {
 	struct sandbox *sandbox; /* NULL: not started, or ended */
@@ -23,6 +23,8 @@ struct runner_process {
 	bool runs_on;                  /* it has answered ENQUEUED and was not stopped */
 	uint64_t base[PROTOCOL_SLABS]; /* the slabs' addresses in the runner */
 	double cpu_at_answer;          /* its CPU clock when it was stopped after the last answer */
+	bool wrapped;                  /* a tool has started it: nobody is stopped, and it may end by itself */
+	double wall_seconds;           /* of all */
 	const volatile sig_atomic_t *interrupted;
 };
 
@@ -39,6 +41,11 @@ struct runner_start {
 	const char *const *devices, *const *libraries, *const *environment; /* as in struct sandbox_spec */
 	int processes, open_files; /* limits; 0: those of the sandbox */
 	bool trusted, no_sandbox;
+	/* A tool that starts the runner and watches it: its absolute path and its options, before the runner's own words; ends with
+	 * NULL. What both write goes to `output`, and after wrapper_seconds all of it is killed. NULL: none. */
+	const char *const *wrapper;
+	int output;
+	double wrapper_seconds;
 	const volatile sig_atomic_t *interrupted;
 };
 
@@ -71,7 +78,7 @@ int runner_process_enqueue(struct runner_process *r, struct protocol_message *qu
 int runner_process_await(struct runner_process *r, double seconds, const char *what, struct runner_answer *answer,
 			 uint64_t *fault_address, struct verdict *v, struct error *err);
 
-/* Kill it and all that it started. */
+/* Kill it and all that it started. One under a tool is given the time to end by itself first. */
 void runner_process_end(struct runner_process *r);
 
 /* A program that belongs to this one: beside it, or for tests named by a variable: "km-runner-cpu" by $KM_RUNNER_CPU. The

@@ -54,7 +54,16 @@ static void append_time(const cJSON *workload, const char *key, struct buf *out)
 		buf_printf(out, us < 10 ? "%.2f" : us < 1000 ? "%.1f" : "%.0f", us);
 }
 
-static void append_workload(const cJSON *workload, struct buf *out)
+/* GB/s and GFLOP/s: what is counted by 1e-3 of the microseconds. */
+static void append_rate(double count, double us, struct buf *out)
+{
+	if (count > 0 && us > 0)
+		buf_printf(out, "%.2f", count / us * 1e-3);
+	else
+		buf_puts(out, "-");
+}
+
+static void append_workload(const cJSON *workload, bool cuda, struct buf *out)
 {
 	double median = json_number(workload, "median_us", -1), floor_us = json_number(workload, "floor_us", -1);
 	double speedup = json_number(workload, "speedup", -1), flops = json_number(workload, "flops", -1), noise = json_number(workload, "noise", -1);
@@ -76,11 +85,12 @@ static void append_workload(const cJSON *workload, struct buf *out)
 	else
 		buf_puts(out, "-");
 	buf_puts(out, " | ");
-	if (flops > 0 && median > 0)
-		buf_printf(out, "%.2f", flops / median * 1e-3);
-	else
-		buf_puts(out, "-");
+	append_rate(flops, median, out);
 	buf_puts(out, " | ");
+	if (cuda) {
+		append_rate(json_number(workload, "bytes", -1), median, out);
+		buf_puts(out, " | ");
+	}
 	if (noise >= 0)
 		buf_printf(out, "%.1f %%", 100 * noise);
 	else
@@ -88,17 +98,95 @@ static void append_workload(const cJSON *workload, struct buf *out)
 	buf_puts(out, " |\n");
 }
 
+static bool is_cuda(const cJSON *bench)
+{
+	const char *target = json_string(json_get(bench, "device"), "target");
+
+	return target && strcmp(target, "cuda") == 0;
+}
+
 static void append_times(const cJSON *bench, struct buf *out)
 {
 	const cJSON *workload;
+	bool cuda = is_cuda(bench);
 	int rows = 0;
 
-	buf_puts(out, "| workload | time us | baseline us | times the baseline | share of the floor | GFLOP/s | noise |\n|---|---|---|---|---|---|---|\n");
+	buf_printf(out, "| workload | time us | baseline us | times the baseline | share of the floor | GFLOP/s |%s noise |\n|---|---|---|---|---|---|%s---|\n",
+		   cuda ? " GB/s |" : "", cuda ? "---|" : "");
 	cJSON_ArrayForEach(workload, json_get(bench, "workloads"))
 		if (strcmp(json_string(workload, "set"), "feedback") == 0 && rows++ < EVIDENCE_WORKLOADS)
-			append_workload(workload, out);
+			append_workload(workload, cuda, out);
 	if (rows > EVIDENCE_WORKLOADS)
 		buf_printf(out, "(%d more workloads)\n", rows - EVIDENCE_WORKLOADS);
+}
+
+/* ", 45.1 % of the memory's bandwidth"; nothing if it is not known. */
+static void append_share(const cJSON *profile, const char *key, const char *of, struct buf *out)
+{
+	double percent = json_number(profile, key, -1);
+
+	if (percent >= 0)
+		buf_printf(out, ", %.3g %% %s", percent, of);
+}
+
+static void append_stalls(const cJSON *stalls, struct buf *out)
+{
+	const cJSON *stall;
+
+	if (cJSON_GetArraySize(stalls))
+		buf_puts(out, "; most warps waited for (warps for each instruction issued)");
+	cJSON_ArrayForEach(stall, stalls) {
+		buf_puts(out, stall == stalls->child ? " " : ", ");
+		text_line(out, json_string(stall, "reason"), 40);
+		buf_printf(out, " %.3g", json_number(stall, "warps", 0));
+	}
+}
+
+static void append_profile(const cJSON *workload, const cJSON *profile, struct buf *out)
+{
+	double moved = json_number(profile, "dram_read_bytes", -1) + json_number(profile, "dram_write_bytes", 0);
+
+	buf_puts(out, "- ");
+	append_axes(json_get(workload, "axes"), out);
+	buf_printf(out, ": %.0f kernels", json_number(profile, "kernels", 0));
+	if (moved >= 0)
+		buf_printf(out, ", %.4g MB of device memory moved", moved * 1e-6);
+	append_share(profile, "dram_percent", "of the memory's peak", out);
+	append_share(profile, "sm_percent", "of the processors' peak", out);
+	append_share(profile, "tensor_percent", "of the tensor units' peak", out);
+	append_share(profile, "occupancy_percent", "occupancy", out);
+	append_share(profile, "l2_hit_percent", "hits in L2", out);
+	if (json_number(profile, "registers", -1) >= 0)
+		buf_printf(out, ", %.0f registers", json_number(profile, "registers", 0));
+	append_stalls(json_get(profile, "stalls"), out);
+	buf_putc(out, '\n');
+}
+
+/* What a profiler saw, if there was one. */
+static void append_profiles(const cJSON *bench, struct buf *out)
+{
+	const cJSON *workload;
+	int shown = 0;
+
+	cJSON_ArrayForEach(workload, json_get(bench, "workloads")) {
+		const cJSON *profile = json_get(workload, "profile");
+
+		if (!json_get(profile, "kernels") || strcmp(json_string(workload, "set"), "feedback") != 0 || shown == EVIDENCE_KERNELS)
+			continue;
+		if (shown++ == 0)
+			buf_puts(out, "Profile of one call with cold caches (ncu):\n");
+		append_profile(workload, profile, out);
+	}
+}
+
+static void append_sanitizer(const cJSON *sanitizer, struct buf *out)
+{
+	const char *text = json_string(sanitizer, "text");
+
+	if (json_number(sanitizer, "errors", 0) <= 0)
+		return;
+	buf_printf(out, "compute-sanitizer (%s) found %.0f errors:\n", json_string(sanitizer, "tool"), json_number(sanitizer, "errors", 0));
+	text_fence(out, "text", text ? text : "");
 }
 
 static void append_value(const cJSON *value, struct buf *out)
@@ -271,6 +359,8 @@ static void describe(const cJSON *build, const cJSON *bench, struct buf *out)
 	append_status(bench, out);
 	if (json_number(bench, "score", -1) >= 0)
 		append_times(bench, out);
+	append_profiles(bench, out);
+	append_sanitizer(json_get(bench, "sanitizer"), out);
 	append_resources(json_get(build, "resources"), out);
 	append_versus(json_get(bench, "versus"), out);
 	append_failure(json_get(bench, "failure"), out);

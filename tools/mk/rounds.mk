@@ -34,6 +34,7 @@ ASK := $(BIN)/km-llm --provider $(PROVIDER) --run $(S) $(if $(filter replay,$(PR
 ASK_TREE := $(ASK) --check '$(abspath $(BIN))/km-update check'
 FOR_MODEL := --task $(S)/task --prompts $(S)/prompts $(if $(MODEL),--model '$(MODEL)')
 REPLAY := $(if $(filter replay,$(JUDGE)),--replay $(FROM))
+EXAMINE := $(if $(filter cuda,$(LANGUAGE)),$(if $(PROFILE),--profile) $(if $(CHECK_WITH),--sanitize=$(CHECK_WITH)))
 COMPILE := $(BIN)/km-compile --task $(S)/task $(REPLAY) $(if $(MARCH),--march $(MARCH))
 export EXEC
 
@@ -45,7 +46,7 @@ define judge_rules
 $(1)/$(2)/build.json: $(1)/$(2)/$(KERNEL) $(1)/$(2)/candidate.json | $(BIN)/km-compile
 	$$(Q)$$(COMPILE) --candidate $(1)/$(2)/candidate.json --world $(3)/world.json -o $$@ $$<
 $(1)/$(2)/bench.json: $(1)/$(2)/build.json | $(BIN)/km-bench $(RUNNERS)
-	$$(Q)$$(BIN)/km-bench --plan $(1)/plan.json $$(REPLAY) -o $$@ $$<
+	$$(Q)$$(BIN)/km-bench --plan $(1)/plan.json $$(REPLAY) $$(EXAMINE) -o $$@ $$<
 
 endef
 
