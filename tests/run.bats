@@ -392,6 +392,28 @@ assert_finished() {
 	[[ $output != *r00001* ]]
 }
 
+@test "make -j3 bench judges three at a time, more than a round is wide" {
+	km_run a FROM="$RECORDING" ROUNDS=2
+	rm "$STATE"/a/r0000[12]/s?/bench.json
+	local PROGRAM_FOLDER=$BATS_TEST_TMPDIR/bin
+	fake_judge "$PROGRAM_FOLDER"
+	# Each judgement ends only when three have started.
+	cat >"$PROGRAM_FOLDER/km-bench" <<-END
+		#!/bin/bash
+		touch "$BATS_TEST_TMPDIR/started.\$\$"
+		for _ in \$(seq 200); do
+			started=("$BATS_TEST_TMPDIR"/started.*)
+			[ \${#started[@]} -lt 3 ] || exec "$KM/km-bench" "\$@"
+			sleep 0.05
+		done
+		exit 1
+	END
+	run km_make -j3 bench RUN=a
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[ "$(ls "$STATE"/a/r0000[12]/s?/bench.json | wc -l)" -eq 4 ]
+}
+
 @test "a recording of a replay is the recording" {
 	km_run a FROM="$RECORDING" ROUNDS=8
 	km_make record RUN=a TO="$BATS_TEST_TMPDIR/again"

@@ -1,4 +1,5 @@
 /* What km-bench, a keeper and a runner share: messages that fit into a packet, leases, and a runner that finds no device. */
+#include "gpu.h"
 #include "keeper_protocol.h"
 #include "lease.h"
 #include "process.h"
@@ -6,6 +7,7 @@
 #include "task.h"
 
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -73,6 +75,47 @@ static void test_lease(void **state)
 	assert_int_equal(rmdir(folder), 0);
 }
 
+static volatile sig_atomic_t interrupted;
+
+static void on_alarm(int signal)
+{
+	interrupted = signal;
+}
+
+/* Two judgements have two devices; a third waits for one of them. */
+static void test_devices(void **state)
+{
+	char folder[] = "/tmp/km-test-XXXXXX", path[64];
+	const struct gpu gpus[] = { { 0, "one", "GPU-1" }, { 1, "two", "GPU-2" } }, *first, *second, *third;
+	struct error err;
+	int leases[3];
+
+	(void)state;
+	assert_non_null(mkdtemp(folder));
+	setenv("KM_CACHE", folder, 1);
+	leases[0] = gpu_lease(gpus, 2, &first, NULL, &err);
+	leases[1] = gpu_lease(gpus, 2, &second, NULL, &err);
+	assert_true(leases[0] >= 0 && leases[1] >= 0);
+	assert_ptr_equal(first, &gpus[0]);
+	assert_ptr_equal(second, &gpus[1]);
+	signal(SIGALRM, on_alarm);
+	alarm(1);
+	assert_int_equal(gpu_lease(gpus, 2, &third, &interrupted, &err), -1);
+	assert_int_equal(interrupted, SIGALRM);
+	interrupted = 0;
+	lease_drop(leases[1]);
+	leases[2] = gpu_lease(gpus, 2, &third, &interrupted, &err);
+	assert_true(leases[2] >= 0);
+	assert_ptr_equal(third, &gpus[1]);
+	lease_drop(leases[0]);
+	lease_drop(leases[2]);
+	for (int i = 1; i <= 2; i++) {
+		snprintf(path, sizeof(path), "%s/lock-gpu-GPU-%d", folder, i);
+		unlink(path);
+	}
+	assert_int_equal(rmdir(folder), 0);
+}
+
 /* In its sandbox it starts, looks for the device, and says what is missing. Under a tool it can end by itself, and what the
  * tool says before and after is collected. */
 static void start_without_device(const char *const *wrapper, int output)
@@ -126,7 +169,7 @@ static void test_under_tool(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_sizes), cmocka_unit_test(test_one_packet), cmocka_unit_test(test_lease),
+		cmocka_unit_test(test_sizes), cmocka_unit_test(test_one_packet), cmocka_unit_test(test_lease), cmocka_unit_test(test_devices),
 		cmocka_unit_test(test_no_device), cmocka_unit_test(test_under_tool),
 	};
 

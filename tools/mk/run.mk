@@ -68,7 +68,7 @@ settle: ## after git clone or cp -r: set all files of a run to one time: RUN=
 	$(call need,RUN,a run in state/)
 	$(Q)tools/keep settle $(S)
 
-bench: all ## compile and judge the kernels of a run that have no verdict: RUN= PACK=new-files.tar PROFILE=1
+bench: all ## compile and judge the kernels of a run that have no verdict: RUN= PACK=new-files.tar PROFILE=1 -jGPUS
 	$(call need,RUN,a run in state/)
 	+$(Q)tools/run $(S) $(SETTINGS) $(if $(PACK),PACK='$(PACK)') -- $(MAKE) -k verdicts
 
