@@ -24,6 +24,8 @@ struct judge {
 	size_t participants;
 	int *workloads;
 	double *times;       /* [participant][MAX_ROUNDS], of the workload at hand; NaN: none */
+	double *claims;      /* the same, before they were borne out */
+	bool *doubtful;      /* the same: somebody else was at work on the device */
 	double elapsed[MAX_ROUNDS], arrivals[MAX_ROUNDS]; /* of the candidate's calls */
 	size_t rounds;       /* of the workload at hand */
 	double *gaps;
@@ -242,6 +244,41 @@ static double *times_of(const struct judge *j, size_t who)
 	return j->times + who * MAX_ROUNDS;
 }
 
+/* What the window may have over the events. */
+static double window_slack(double seconds)
+{
+	return JUDGE_WINDOW_SLACK + JUDGE_WINDOW_SHARE * seconds;
+}
+
+static bool is_borne_out(const struct judge *j, size_t who, size_t round)
+{
+	double claim = j->claims[who * MAX_ROUNDS + round];
+
+	if (j->doubtful[who * MAX_ROUNDS + round])
+		return false;
+	return who != CANDIDATE || j->elapsed[round] - claim <= window_slack(claim); /* false without a window */
+}
+
+/* Times are means over rounds, but what our clocks say of a workload is a median: whoever told the truth in just more than half
+ * of its calls could say anything in the others. So a call that our clock does not bear out counts for the candidate no less
+ * than the median of those that it does, and a call of another's, while somebody was at work on the device, no more. */
+static void bear_out(struct judge *j, size_t who)
+{
+	const double *claims = j->claims + who * MAX_ROUNDS;
+	double *times = times_of(j, who), sure[MAX_ROUNDS], middle;
+	size_t count = 0;
+
+	for (size_t i = 0; i < j->rounds; i++) {
+		times[i] = claims[i];
+		if (!isnan(claims[i]) && is_borne_out(j, who, i))
+			sure[count++] = claims[i];
+	}
+	middle = statistics_quantile(sure, count, 0.5);
+	for (size_t i = 0; i < j->rounds && count; i++)
+		if (!isnan(claims[i]) && !is_borne_out(j, who, i))
+			times[i] = who == CANDIDATE ? fmax(claims[i], middle) : fmin(claims[i], middle);
+}
+
 /* ln(time of who / time of the candidate) in each round that has both. */
 static struct estimate gain_of(const struct judge *j, size_t who)
 {
@@ -295,8 +332,10 @@ static int run_round(struct judge *j, struct judge_workload *w, const size_t *or
 			continue;
 		if (who == CANDIDATE ? call_candidate(j, w, all, &call, err) < 0 : call_other(j, who, &call, err) < 0)
 			return -1;
-		if (round < MAX_ROUNDS)
-			times_of(j, who)[round] = call.seconds;
+		if (round < MAX_ROUNDS) {
+			times_of(j, who)[round] = j->claims[who * MAX_ROUNDS + round] = call.seconds;
+			j->doubtful[who * MAX_ROUNDS + round] = call.busy;
+		}
 		if (round < MAX_ROUNDS && who == CANDIDATE) {
 			j->elapsed[round] = call.elapsed;
 			j->arrivals[round] = call.arrival;
@@ -337,6 +376,8 @@ static int run_block(struct judge *j, struct judge_workload *w, const bool *acti
 		result = run_round(j, w, order, count, j->rounds, err);
 		j->rounds++;
 	}
+	for (size_t who = 0; who < j->participants && j->ops->batch; who++)
+		bear_out(j, who);
 	free(order);
 	return result;
 }
@@ -378,7 +419,7 @@ static void summarise_all(struct judge *j, struct judge_workload *w)
 
 static void judge_window(struct judge *j, struct judge_workload *w)
 {
-	const double *seconds = times_of(j, CANDIDATE);
+	const double *seconds = j->claims + CANDIDATE * MAX_ROUNDS;
 	double excess[MAX_ROUNDS], arrivals[MAX_ROUNDS], allowed;
 	size_t count = 0, calls = 0;
 
@@ -393,10 +434,11 @@ static void judge_window(struct judge *j, struct judge_workload *w)
 	w->arrival = statistics_quantile(arrivals, count, 0.5);
 	if (2 * count < calls) {
 		verdict_set(&j->result->verdict, VERDICT_REJECTED, "clock",
-			    "%zu of %zu calls take so long to enqueue that our clock cannot bear them out", calls - count, calls);
+			    "our clock cannot bear out %zu of %zu calls: they take too long to enqueue, or somebody else uses the device",
+			    calls - count, calls);
 		return;
 	}
-	allowed = JUDGE_WINDOW_SLACK + JUDGE_WINDOW_SHARE * w->candidate.median;
+	allowed = window_slack(w->candidate.median);
 	if (w->excess > allowed)
 		verdict_set(&j->result->verdict, VERDICT_REJECTED, "clock",
 			    "a call takes %.2f us by its stream's events, but %.2f us more by our clock (allowed %.2f us)",
@@ -407,7 +449,7 @@ static void judge_floor(struct judge *j, struct judge_workload *w, double least)
 {
 	if (w->candidate.median < JUDGE_FLOOR_SHARE * least)
 		verdict_set(&j->result->verdict, VERDICT_REJECTED, "floor",
-			    "a call takes %.2f us by its stream's events, but by its datasheet the device needs %.2f us",
+			    "a call takes %.2f us by its stream's events, but the device needs %.2f us by its datasheet, or for nothing",
 			    w->candidate.median * 1e6, least * 1e6);
 }
 
@@ -489,7 +531,7 @@ static int time_workload(struct judge *j, struct judge_workload *w, struct error
 	w->ended_by = "";
 	j->rounds = 0;
 	for (size_t i = 0; i < j->participants * MAX_ROUNDS; i++)
-		j->times[i] = (double)NAN;
+		j->times[i] = j->claims[i] = (double)NAN;
 	for (size_t who = 0; who < j->participants && result == 0; who++) {
 		active[who] = takes_part(j, who);
 		if (active[who])
@@ -652,6 +694,8 @@ int judge_run(const struct judge_options *options, struct judge_result *result, 
 	result->failure.output = -1;
 	result->rivals = xcalloc(options->rival_count + 1, sizeof(*result->rivals));
 	j.times = xcalloc(j.participants * MAX_ROUNDS, sizeof(*j.times));
+	j.claims = xcalloc(j.participants * MAX_ROUNDS, sizeof(*j.claims));
+	j.doubtful = xcalloc(j.participants * MAX_ROUNDS, sizeof(*j.doubtful));
 	choose_workloads(&j);
 	status = open_keeper(&j, err);
 	if (status == 0)
@@ -667,6 +711,8 @@ int judge_run(const struct judge_options *options, struct judge_result *result, 
 		j.ops->close(j.keeper);
 	free(j.gaps);
 	free(j.times);
+	free(j.claims);
+	free(j.doubtful);
 	free(j.workloads);
 	return status;
 }

@@ -117,7 +117,8 @@ struct keeper_ops {
 	int (*idle)(struct keeper *k, size_t who, struct keeper_call *call, struct verdict *v, struct error *err);
 	/* Several calls in a row, of `seconds` each, which bounds what call has said. */
 	int (*batch)(struct keeper *k, size_t who, double seconds, struct keeper_batch *batch, struct verdict *v, struct error *err);
-	/* Seconds that this device needs at least, by its datasheet; *least: even if outputs stay in its cache. */
+	/* Seconds that this device needs at least, by its datasheet; *least: even if outputs stay in its cache, and no less
+	 * than what nothing takes. */
 	double (*floor)(const struct keeper *k, int workload, double flops, double bytes, double *least);
 	void (*facts)(struct keeper *k, struct keeper_facts *facts);
 	/* One call for each of these workloads under a tool, as participant 0, which is started and stopped here. What the tool

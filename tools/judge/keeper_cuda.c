@@ -40,6 +40,10 @@
 #define PREPARE_SHARE 1.3
 #define PREPARE_SLACK 50e-6
 
+/* By so much a call that does nothing may take longer than before any kernel was opened: one that uses the device meanwhile would
+ * draw it out, and what it is drawn out by could be left out of that kernel's own times. */
+#define EMPTY_DRIFT 8e-6
+
 enum {
 	MISSED_MOST = 1000,     /* calls that did nothing and missed their window */
 	EMPTY_CALLS = 48,       /* that the empty window of a workload is the median of */
@@ -67,7 +71,8 @@ struct participant {
 /* The last windows of calls that did nothing, of one workload. */
 struct empty {
 	double seconds[EMPTY_CALLS], median;
-	double last, last_arrival; /* with the inputs at hand; NaN if that call had no window */
+	double last, last_arrival; /* with the inputs at hand; NaN if that call had no window, or if somebody else was at work */
+	double first;              /* the median before any kernel was opened */
 	size_t count, missed;                  /* missed: calls without a window */
 };
 
@@ -88,6 +93,8 @@ struct keeper {
 	struct participant *participants; /* and behind them the one that does nothing */
 	size_t control;
 	struct empty *empty;              /* one a workload of the task */
+	double least_after;               /* seconds that a known kernel took after a call, the least so far; 0 unknown */
+	double least_events;              /* seconds that a call which does nothing took by its events, the least so far */
 	uint64_t serial;
 	/* of the current inputs */
 	int workload, set;
@@ -97,6 +104,8 @@ struct keeper {
 	const struct keeper_tool *tool; /* that the next runner is started under; NULL: none */
 	int tool_output;
 };
+
+static int measure_empty(struct keeper *k, struct error *err);
 
 /* ---- the keeper process ----------------------------------------------------------------------------------------- */
 
@@ -315,7 +324,7 @@ static int open_all(struct keeper *k, struct error *err)
 		return -1;
 	if (v.status != VERDICT_PASSED)
 		return error_set(err, KM_EXIT_ENVIRONMENT, "a runner without a kernel does not start: %s", v.message);
-	return 0;
+	return measure_empty(k, err);
 }
 
 static struct keeper *cuda_open(const struct keeper_options *options, struct error *err)
@@ -519,6 +528,25 @@ static int ask_times(struct keeper *k, struct participant *p, struct job *job, s
 	return v->status == VERDICT_PASSED ? 0 : recover(k, p, err);
 }
 
+/* Is anything of it still at work on the device, now that it is stopped? That would disturb others' calls. */
+static int look_after(struct keeper *k, struct job *job, struct error *err)
+{
+	struct keeper_message m = { .kind = 0 };
+
+	if (ask(k, KEEPER_CONTROL, 0, &m, "control", err) < 0)
+		return -1;
+	if (k->least_after <= 0 || m.seconds < k->least_after)
+		k->least_after = m.seconds;
+	job->prepare += m.seconds;
+	job->usual += k->least_after;
+	return 0;
+}
+
+static bool is_busy(const struct job *job)
+{
+	return job->prepare > PREPARE_SHARE * job->usual + PREPARE_SLACK;
+}
+
 static int finish(struct keeper *k, size_t who, struct job *job, const struct runner_answer *enqueued, struct verdict *v,
 		  struct error *err)
 {
@@ -544,7 +572,9 @@ static int finish(struct keeper *k, size_t who, struct job *job, const struct ru
 		return recover(k, p, err);
 	}
 	sample_clocks(k);
-	return ask_times(k, p, job, v, err);
+	if (ask_times(k, p, job, v, err) < 0)
+		return -1;
+	return v->status == VERDICT_PASSED ? look_after(k, job, err) : 0;
 }
 
 /* Whatever ends without PASSED ends with the runner gone and a device that answers. */
@@ -592,8 +622,10 @@ static int call_nothing(struct keeper *k, struct error *err)
 	if (v.status != VERDICT_PASSED)
 		return error_set(err, KM_EXIT_ENVIRONMENT, "a call that does nothing went wrong: %s", v.message);
 	/* Even nothing takes some time between two events. */
+	if (k->least_events <= 0 || job.events < k->least_events)
+		k->least_events = job.events;
 	job.window -= job.events;
-	e->last = job.window;
+	e->last = is_busy(&job) ? (double)NAN : job.window;
 	e->last_arrival = job.arrival;
 	/* The first calls may miss the end of the flush, which is drawn out then. */
 	if (isnan(job.window))
@@ -616,6 +648,12 @@ static int look_at_empty(struct keeper *k, struct error *err)
 			return -1;
 	while (k->empty[k->workload].count < EMPTY_LEAST);
 	return 0;
+}
+
+/* What to take off a window. */
+static double empty_window(const struct empty *e, double seconds)
+{
+	return isnan(seconds) || seconds < e->first + EMPTY_DRIFT ? seconds : e->first + EMPTY_DRIFT;
 }
 
 /* ---- inputs ----------------------------------------------------------------------------------------------------- */
@@ -669,6 +707,22 @@ static int cuda_inputs(struct keeper *k, int workload, int set, bool vary, struc
 	return look_at_empty(k, err);
 }
 
+/* Before any kernel is opened. */
+static int measure_empty(struct keeper *k, struct error *err)
+{
+	int set = 0;
+
+	while (!k->task->input_sets[set] && set < SET_COUNT - 1)
+		set++;
+	for (size_t i = 0; i < k->options.workload_count; i++) {
+		k->workload = k->options.workloads[i];
+		if (make_inputs(k, set, false, err) < 0 || look_at_empty(k, err) < 0)
+			return -1;
+		k->empty[k->workload].first = k->empty[k->workload].median;
+	}
+	return 0;
+}
+
 static void cuda_counts(struct keeper *k, double *flops, double *bytes)
 {
 	struct keeper_message m = { .workload = k->workload };
@@ -693,11 +747,11 @@ static int cuda_call(struct keeper *k, size_t who, struct keeper_call *call, str
 	if (v->status != VERDICT_PASSED)
 		return 0;
 	call->seconds = job.events;
-	call->elapsed = job.window - k->empty[k->workload].last;
+	call->elapsed = job.window - empty_window(&k->empty[k->workload], k->empty[k->workload].last);
 	call->arrival = job.arrival - k->empty[k->workload].last_arrival;
 	call->gap = job.gap;
 	call->disturbed = job.gap > KEEPER_GAP;
-	call->busy = job.prepare > PREPARE_SHARE * job.usual + PREPARE_SLACK;
+	call->busy = is_busy(&job);
 	return 0;
 }
 
@@ -750,7 +804,7 @@ static int cuda_batch(struct keeper *k, size_t who, double seconds, struct keepe
 		verdict_set(v, VERDICT_REJECTED, "clock", "%d calls of km_run take so long to enqueue that our clock cannot bear them out", BATCH_LEAST);
 	if (job.too_many)
 		verdict_set(v, VERDICT_REJECTED, "synchronise", "%d calls of km_run in a row wait for the device", BATCH_LEAST);
-	*batch = (struct keeper_batch){ .calls = count, .elapsed = job.window - k->empty[k->workload].median,
+	*batch = (struct keeper_batch){ .calls = count, .elapsed = job.window - empty_window(&k->empty[k->workload], k->empty[k->workload].median),
 					.more = k->device.bandwidth > 0 ? cached_bytes(k, k->workload) / k->device.bandwidth : 0 };
 	return 0;
 }
@@ -813,7 +867,7 @@ static double cuda_floor(const struct keeper *k, int workload, double flops, dou
 	double working = peak > 0 ? flops / peak : 0, moving = d->bandwidth > 0 ? bytes / d->bandwidth : 0;
 	double moving_least = d->bandwidth > 0 ? fmax(0, bytes - cached_bytes(k, workload)) / d->bandwidth : 0;
 
-	*least = fmax(working, moving_least);
+	*least = fmax(fmax(working, moving_least), k->least_events);
 	return fmax(working, moving);
 }
 

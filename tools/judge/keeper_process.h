@@ -106,6 +106,7 @@ struct keeper_process {
 	unsigned char *earlier[TASK_MAX_TENSORS];
 	int earlier_workload;
 	uint64_t earlier_inputs, inputs_count; /* inputs_count: how often inputs were made */
+	uint64_t placed_inputs;                /* for which the outputs have their places */
 	/* for comparisons */
 	double *expected;
 	size_t expected_count;
