@@ -54,10 +54,10 @@ struct runner {
 	struct keeper_page *page, *device_page;
 	uint32_t stream_member;
 	bool open; /* a kernel is */
-	bool watched; /* by a tool, which started this process */
 	int (*run)(const struct km_args *), (*init)(const struct km_args *);
 	size_t (*workspace)(const struct km_args *);
 	cudaError_t (*last_error)(void); /* of the kernel's own runtime; NULL if it uses none */
+	bool watched; /* by a tool, which started this process */
 	/* of the last call, for TIMES */
 	cudaError_t error;
 	double seconds;
