@@ -315,6 +315,13 @@ void device_free_pinned(struct device *, void *at)
 		cudaFreeHost(at);
 }
 
+int device_unused(struct device *, size_t *bytes, struct error *err)
+{
+	size_t all;
+
+	return device_failed(cudaMemGetInfo(bytes, &all), "cannot tell how much memory is free", err);
+}
+
 int device_wait(struct device *d, struct error *err)
 {
 	return device_failed(cudaStreamSynchronize(d->stream), "work on the device failed", err);

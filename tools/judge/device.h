@@ -71,6 +71,8 @@ int device_write(struct device *d, void *to, const void *from, size_t bytes, str
 /* Within the device; places that overlap are not allowed. */
 int device_copy(struct device *d, void *to, const void *from, size_t bytes, struct error *err);
 int device_zero(struct device *d, void *to, size_t bytes, struct error *err);
+/* Bytes that nobody has, this process or another. Asks for no memory. */
+int device_unused(struct device *d, size_t *bytes, struct error *err);
 /* Wait for all work. */
 int device_wait(struct device *d, struct error *err);
 

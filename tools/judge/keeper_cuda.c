@@ -44,6 +44,12 @@
  * draw it out, and what it is drawn out by could be left out of that kernel's own times. */
 #define EMPTY_DRIFT 8e-6
 
+/* Memory of the device that a runner may take beside its context: for code (that of cuBLAS is some 100 MB), variables and stacks. On
+ * a small device this share, so that it has room for the others. */
+#define MEMORY_MOST 4e9
+#define MEMORY_SHARE 0.125
+#define RETURN_SECONDS 2.0     /* in which the memory of a runner that was killed must be free again */
+
 enum {
 	MISSED_MOST = 1000,     /* calls that did nothing and missed their window */
 	EMPTY_CALLS = 48,       /* that the empty window of a workload is the median of */
@@ -61,6 +67,8 @@ enum {
 struct participant {
 	struct runner_process runner;
 	bool started;            /* in the keeper, so that it has to be stopped there */
+	bool trusted;            /* may take memory of the device */
+	double before, taken;    /* bytes free on the device before its turn; taken in all its turns */
 	int64_t functions;       /* PROTOCOL_HAS_INIT, ... */
 	int workload;            /* selected; -1: none */
 	bool warm;               /* it has made its first call for this workload */
@@ -94,6 +102,7 @@ struct keeper {
 	size_t control;
 	struct empty *empty;              /* one a workload of the task */
 	double least_after;               /* seconds that a known kernel took after a call, the least so far; 0 unknown */
+	double context_bytes;             /* of the device's memory, that a runner without a kernel takes */
 	double least_events;              /* seconds that a call which does nothing took by its events, the least so far */
 	uint64_t serial;
 	/* of the current inputs */
@@ -140,6 +149,77 @@ static int recover(struct keeper *k, struct participant *p, struct error *err)
 		poll(NULL, 0, 50);
 	} while (monotonic_seconds() < until);
 	return device_is_gone(k, last.text, err);
+}
+
+/* ---- the device's memory ---------------------------------------------------------------------------------------- */
+
+/* A runner takes memory only while it is not stopped: in its turn. What is missing after its turns is put on its account;
+ * what goes between turns is the keeper's, or of other users of the device. These may take memory during a turn as well, so
+ * who seems to have taken too much is ended: if the memory comes back, it was its own. Processes are not asked for by
+ * number, which means nothing from within a container. */
+
+static int look_at_memory(struct keeper *k, double *unused, struct error *err)
+{
+	struct keeper_message m = { .kind = 0 };
+
+	if (ask(k, KEEPER_MEMORY, 0, &m, "memory", err) < 0)
+		return -1;
+	*unused = (double)m.count;
+	return 0;
+}
+
+static double memory_allowance(const struct keeper *k)
+{
+	return fmin(MEMORY_MOST, MEMORY_SHARE * (double)k->device.memory_bytes);
+}
+
+static int begin_turn(struct keeper *k, struct participant *p, struct error *err)
+{
+	return p->trusted ? 0 : look_at_memory(k, &p->before, err);
+}
+
+static int find_taker(struct keeper *k, struct participant *p, double unused, struct verdict *v, struct error *err)
+{
+	double until = monotonic_seconds() + RETURN_SECONDS, allowed = memory_allowance(k), now;
+
+	if (recover(k, p, err) < 0)
+		return -1;
+	do {
+		if (look_at_memory(k, &now, err) < 0)
+			return -1;
+		if (now - unused > allowed) {
+			verdict_set(v, VERDICT_REJECTED, "memory",
+				    "the kernel takes %.1f GB of the device's memory for code, variables, stacks and buffers (allowed %.1f GB): "
+				    "scratch memory comes from km_workspace and a->workspace", p->taken / 1e9, allowed / 1e9);
+			return 0;
+		}
+		poll(NULL, 0, 20);
+	} while (monotonic_seconds() < until);
+	return error_set(err, KM_EXIT_ENVIRONMENT, "another process takes memory of device '%s' (%s): %.1f GB during a call, which the end of "
+						   "the kernel's process did not bring back", k->device.name, k->device.uuid, p->taken / 1e9);
+}
+
+/* Its runner is stopped. */
+static int end_turn(struct keeper *k, struct participant *p, struct verdict *v, struct error *err)
+{
+	double unused;
+
+	if (p->trusted || v->status != VERDICT_PASSED)
+		return 0;
+	if (look_at_memory(k, &unused, err) < 0)
+		return -1;
+	p->taken += p->before - unused;
+	return p->taken > memory_allowance(k) ? find_taker(k, p, unused, v, err) : 0;
+}
+
+/* The keeper has failed in somebody's turn: perhaps for want of memory. */
+static int explain_failure(struct keeper *k, struct participant *p, struct verdict *v)
+{
+	struct error another = { .code = KM_OK };
+
+	if (v->status == VERDICT_PASSED && !p->trusted && k->link.pid && end_turn(k, p, v, &another) == 0 && v->status == VERDICT_REJECTED)
+		return 0;
+	return -1;
 }
 
 /* ---- what sandboxes need ---------------------------------------------------------------------------------------- */
@@ -264,6 +344,20 @@ static int start_runner(struct keeper *k, struct participant *p, const struct ke
 	return runner_process_start(&p->runner, &start, &p->functions, v, err);
 }
 
+/* A context takes as much as that of the runner without a kernel, which is the first. */
+static int account_for_start(struct keeper *k, struct participant *p, struct verdict *v, struct error *err)
+{
+	double unused;
+
+	p->before -= k->context_bytes;
+	if (p != &k->participants[k->control])
+		return end_turn(k, p, v, err);
+	if (look_at_memory(k, &unused, err) < 0)
+		return -1;
+	k->context_bytes = p->before - unused;
+	return 0;
+}
+
 static int cuda_start(struct keeper *k, size_t who, const struct keeper_kernel *kernel, struct verdict *v, struct error *err)
 {
 	struct participant *p = &k->participants[who];
@@ -272,9 +366,11 @@ static int cuda_start(struct keeper *k, size_t who, const struct keeper_kernel *
 
 	status = keeper_link_ask(&k->link, &m, KEEPER_SECONDS, "start", descriptors, err);
 	if (status == 0) {
-		*p = (struct participant){ .started = true, .workload = -1, .batch_most = BATCH_MOST };
-		status = start_runner(k, p, kernel, m.bytes, descriptors, v, err);
+		*p = (struct participant){ .started = true, .trusted = kernel->trusted || k->tool, .workload = -1, .batch_most = BATCH_MOST };
+		status = look_at_memory(k, &p->before, err);
 	}
+	if (status == 0)
+		status = start_runner(k, p, kernel, m.bytes, descriptors, v, err);
 	for (int i = 0; i < KEEPER_LINK_DESCRIPTORS; i++)
 		if (descriptors[i] >= 0)
 			close(descriptors[i]);
@@ -283,7 +379,7 @@ static int cuda_start(struct keeper *k, size_t who, const struct keeper_kernel *
 	if (v->status != VERDICT_PASSED)
 		return recover(k, p, err);
 	memcpy(m.where, p->runner.base, sizeof(m.where));
-	return ask(k, KEEPER_MAPPED, who, &m, "mapped", err);
+	return ask(k, KEEPER_MAPPED, who, &m, "mapped", err) < 0 ? -1 : account_for_start(k, p, v, err);
 }
 
 static void cuda_close(struct keeper *k)
@@ -408,9 +504,11 @@ static int cuda_select(struct keeper *k, size_t who, int workload, struct verdic
 	size_t bytes = 0;
 
 	p->workload = -1;
-	if (ask_init(k, p, workload, v, err) < 0)
+	if (begin_turn(k, p, err) < 0 || ask_init(k, p, workload, v, err) < 0)
 		return -1;
 	if (v->status == VERDICT_PASSED && ask_workspace(k, p, workload, &bytes, v, err) < 0)
+		return -1;
+	if (end_turn(k, p, v, err) < 0)
 		return -1;
 	if (v->status != VERDICT_PASSED)
 		return 0;
@@ -577,8 +675,7 @@ static int finish(struct keeper *k, size_t who, struct job *job, const struct ru
 	return v->status == VERDICT_PASSED ? look_after(k, job, err) : 0;
 }
 
-/* Whatever ends without PASSED ends with the runner gone and a device that answers. */
-static int perform(struct keeper *k, size_t who, struct job *job, struct verdict *v, struct error *err)
+static int make_call(struct keeper *k, size_t who, struct job *job, struct verdict *v, struct error *err)
 {
 	struct participant *p = &k->participants[who];
 	struct keeper_message m = { .serial = ++k->serial & UINT32_MAX, .value = job->mode, .count = job->count };
@@ -598,6 +695,18 @@ static int perform(struct keeper *k, size_t who, struct job *job, struct verdict
 	if (answer.late && look_into_delay(k, who, job, &answer, v, err) < 0)
 		return -1;
 	return v->status == VERDICT_PASSED ? finish(k, who, job, &answer, v, err) : 0;
+}
+
+/* Whatever ends without PASSED ends with the runner gone and a device that answers. */
+static int perform(struct keeper *k, size_t who, struct job *job, struct verdict *v, struct error *err)
+{
+	struct participant *p = &k->participants[who];
+
+	if (begin_turn(k, p, err) < 0)
+		return -1;
+	if (make_call(k, who, job, v, err) < 0)
+		return explain_failure(k, p, v);
+	return end_turn(k, p, v, err);
 }
 
 /* ---- the empty window ------------------------------------------------------------------------------------------- */

@@ -249,6 +249,16 @@ static int answer_counts(struct keeper_process *k, struct keeper_message *m, str
 	return 0;
 }
 
+static int answer_memory(struct keeper_process *k, struct keeper_message *m, struct error *err)
+{
+	size_t bytes;
+
+	if (device_unused(k->device, &bytes, err) < 0)
+		return -1;
+	m->count = (int64_t)bytes;
+	return 0;
+}
+
 /* ---- a call ----------------------------------------------------------------------------------------------------- */
 
 static void fill_call(const struct keeper_process *k, const struct keeper_participant *p, struct keeper_message *m)
@@ -427,6 +437,8 @@ static int answer(struct keeper_process *k, int ordinal, struct keeper_message *
 		return answer_counts(k, m, err);
 	case KEEPER_CONTROL:
 		return device_control(k->device, CONTROL_SECONDS, &m->seconds, err);
+	case KEEPER_MEMORY:
+		return answer_memory(k, m, err);
 	case KEEPER_START:
 	case KEEPER_MAPPED:
 	case KEEPER_SELECT:

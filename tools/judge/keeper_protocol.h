@@ -26,6 +26,7 @@
  *   CHECK who, value               value 1: all rows. Only of the last call. check, broken
  *   COUNTS workload                flops, bytes_moved
  *   CONTROL                        seconds: what a known kernel took; FAILED if the device does not work
+ *   MEMORY                         count: bytes of the device's memory that nobody has
  *   STOP who                       this participant's slab and page are gone
  *
  * The end of the socket is the end of the keeper.
@@ -60,7 +61,7 @@ struct keeper_page {
 
 enum keeper_kind {
 	KEEPER_OPEN = 1, KEEPER_START, KEEPER_MAPPED, KEEPER_SELECT, KEEPER_INPUTS, KEEPER_PREPARE, KEEPER_RELEASE,
-	KEEPER_CHECK, KEEPER_COUNTS, KEEPER_CONTROL, KEEPER_STOP,
+	KEEPER_CHECK, KEEPER_COUNTS, KEEPER_CONTROL, KEEPER_MEMORY, KEEPER_STOP,
 	KEEPER_DONE, KEEPER_FAILED,
 };
 

@@ -30,10 +30,6 @@ struct km_args;
 
 enum { DRIVER_VERSION = 12000 };
 
-/* Memory of the device that a library may take when it is opened: its code (that of cuBLAS is some 100 MB) and variables. Others
- * need the rest. */
-static const size_t library_bytes = (size_t)4 << 30;
-
 /* The functions of the driver that the runtime has no counterpart for; the driver is opened by the runtime. */
 struct driver {
 	CUresult (*import)(CUmemGenericAllocationHandle *, void *, CUmemAllocationHandleType);
@@ -332,16 +328,8 @@ static void open_runtime(void)
 	say_why(text);
 }
 
-static size_t free_memory(void)
-{
-	size_t left = 0, all;
-
-	return cudaMemGetInfo(&left, &all) == cudaSuccess ? left : 0;
-}
-
 static void load(const char *library)
 {
-	size_t before = free_memory();
 	void *handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
 
 	if (!handle)
@@ -352,8 +340,6 @@ static void load(const char *library)
 	if (!runner.run)
 		say_why("the library has no function km_run");
 	open_runtime();
-	if (free_memory() + library_bytes < before)
-		say_why("its code and its variables take more than 4 GB of the device's memory: use the workspace");
 	runner.open = true;
 	answer(PROTOCOL_LOADED, (runner.init ? PROTOCOL_HAS_INIT : 0) | (runner.workspace ? PROTOCOL_HAS_WORKSPACE : 0));
 }
