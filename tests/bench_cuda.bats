@@ -63,6 +63,33 @@ build() {
 	[[ $output == *km-keeper-cuda* ]]
 }
 
+# A keeper that knows devices of other architectures, of which there may be none here.
+devices() {
+	printf '#!/bin/sh\nprintf %%s %s\n' "'$1'" >keeper
+	chmod +x keeper
+	export KM_KEEPER_CUDA=$PWD/keeper
+}
+
+@test "a library for another architecture than the device's is no verdict on the kernel" {
+	needs_programs
+	mkdir k
+	cp "$TASK/baseline.cu" k/kernel.cu
+	"$KM/km-compile" -t "$TASK" --arch sm_90a -o k/build.json k/kernel.cu
+	devices $'0\tNVIDIA B200\tGPU-1\t10.0\n1\tNVIDIA A100\tGPU-2\t8.0\n'
+	run "$KM/km-bench" -o bench.json k/build.json
+	echo "$output"
+	[ "$status" -eq 3 ]
+	[[ $output == *"'k/build.json'"*"'kernel.so' was built for sm_90a, the device 'NVIDIA B200' (GPU-1) is sm_100"* ]]
+	[ ! -e bench.json ]
+	# What has no letter runs on later devices of the same kind, but this keeper opens none.
+	"$KM/km-compile" -t "$TASK" --arch sm_80 -o k/build.json k/kernel.cu
+	devices $'0\tNVIDIA B200\tGPU-1\t10.0\n1\tNVIDIA A40\tGPU-2\t8.6\n'
+	run "$KM/km-bench" -o bench.json k/build.json
+	echo "$output"
+	[ "$status" -eq 1 ]
+	[[ $output == *"the keeper of the device ended"* ]]
+}
+
 @test "without a device its programs start, and say so" {
 	needs_programs
 	needs_no_device

@@ -242,6 +242,21 @@ static void check_again(const struct bench *b, const cJSON *build, const struct 
 	build_check(&b->task, l->library.data, l->library.len, flags ? flags : "", found);
 }
 
+/* Machine code runs on few devices. Of those that there are, the ones that run this are kept. */
+static int check_arch(struct bench *b, const cJSON *build, const char *path, struct error *err)
+{
+	const char *arch = json_string(build, "arch");
+	struct gpu first = b->gpus[0];
+	int kept = arch ? gpu_keep_fitting(b->gpus, b->gpu_count, arch) : b->gpu_count;
+
+	if (b->gpu_count == 0 || kept > 0) {
+		b->gpu_count = kept;
+		return 0;
+	}
+	return error_set(err, KM_EXIT_INPUT, "'%s': '%s' was built for %s, the device '%s' (%s) is sm_%d%d: build it there, or with --arch", path,
+			 json_string(build, "library"), arch, first.name, first.uuid, first.major, first.minor);
+}
+
 static int check_rival(const struct bench *b, const cJSON *build, const struct loaded *l, const char *path, struct error *err)
 {
 	struct build found;
@@ -303,7 +318,7 @@ static int build_source(struct bench *b, const char *path, const char *const *li
 	return result;
 }
 
-/* A rival whose library did not travel with the run is built again from its source. */
+/* A rival whose library did not travel with the run, or is for another device, is built again from its source. */
 static int load_rival(struct bench *b, const struct rival_option *rival, struct loaded *l, struct error *err)
 {
 	cJSON *build = json_load(rival->path, "build", err);
@@ -320,6 +335,8 @@ static int load_rival(struct bench *b, const struct rival_option *rival, struct 
 		return error_set(err, KM_EXIT_INPUT, "'%s': this kernel was not built, so there is nothing to compare with", rival->path);
 	}
 	result = load_built(rival->path, build, l, &first);
+	if (result == 0)
+		result = check_arch(b, build, rival->path, &first);
 	if (result == 0 && !rival->trusted)
 		result = check_rival(b, build, l, rival->path, &first);
 	if (result < 0 && kernel && !rival->trusted) {
@@ -520,7 +537,8 @@ static int judge_built(struct bench *b, struct error *err)
 	if (cuda && (b->gpu_count = gpu_list(b->gpus, err)) < 0)
 		return -1;
 	b->candidate.name = xstrdup("candidate");
-	if (load_built(b->options->build, b->build, &b->candidate, err) < 0 || load_task(b, cuda, err) < 0)
+	if (load_built(b->options->build, b->build, &b->candidate, err) < 0 || check_arch(b, b->build, b->options->build, err) < 0 ||
+	    load_task(b, cuda, err) < 0)
 		return -1;
 	b->baseline.name = xstrdup("baseline");
 	find_march(b);

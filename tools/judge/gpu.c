@@ -6,6 +6,7 @@
 #include "lease.h"
 #include "process.h"
 #include "runner_process.h"
+#include "toolchain.h"
 #include "util.h"
 
 #include <poll.h>
@@ -42,7 +43,7 @@ static const char *last_line(struct process_result *r)
 	return starts_with(line, "no CUDA device: ") ? line + strlen("no CUDA device: ") : line;
 }
 
-/* Lines of ordinal, name and uuid, with tabs between. */
+/* Lines of ordinal, name, uuid and architecture, with tabs between. */
 static int parse_list(char *text, struct gpu *gpus)
 {
 	char *rest = NULL;
@@ -50,13 +51,14 @@ static int parse_list(char *text, struct gpu *gpus)
 
 	for (char *line = strtok_r(text, "\n", &rest); line && count < GPU_MAX; line = strtok_r(NULL, "\n", &rest)) {
 		char *name = strchr(line, '\t'), *uuid = name ? strchr(name + 1, '\t') : NULL;
+		char *architecture = uuid ? strchr(uuid + 1, '\t') : NULL;
 		struct gpu *g = &gpus[count];
 		long ordinal;
 
-		if (!uuid)
+		if (!architecture)
 			continue;
-		*name = *uuid = 0;
-		if (!parse_long(line, 0, 1 << 20, &ordinal))
+		*name = *uuid = *architecture = 0;
+		if (!parse_long(line, 0, 1 << 20, &ordinal) || sscanf(architecture + 1, "%d.%d", &g->major, &g->minor) != 2)
 			continue;
 		g->ordinal = (int)ordinal;
 		snprintf(g->name, sizeof(g->name), "%s", name + 1);
@@ -79,6 +81,16 @@ int gpu_list(struct gpu gpus[GPU_MAX], struct error *err)
 		status = error_set(err, KM_EXIT_WAITING, "waiting for a CUDA device: there is none");
 	process_result_release(&r);
 	return status < 0 ? -1 : count;
+}
+
+int gpu_keep_fitting(struct gpu *gpus, int count, const char *arch)
+{
+	int kept = 0;
+
+	for (int i = 0; i < count; i++)
+		if (toolchain_arch_runs(arch, gpus[i].major, gpus[i].minor))
+			gpus[kept++] = gpus[i];
+	return kept;
 }
 
 int gpu_lease(const struct gpu *gpus, int count, const struct gpu **chosen, const volatile sig_atomic_t *interrupted, struct error *err)

@@ -15,12 +15,16 @@
 struct gpu {
 	int ordinal;
 	char name[64], uuid[48];
+	int major, minor; /* its architecture: 9.0 */
 };
 
 enum { GPU_MAX = 64 };
 
 /* The number of devices, at least 1; -1 with KM_EXIT_WAITING "waiting for a CUDA device: why". */
 int gpu_list(struct gpu gpus[GPU_MAX], struct error *err);
+
+/* Keep those that run machine code for `arch` ("sm_90a"); returns their number. If it is 0 nothing has changed. */
+int gpu_keep_fitting(struct gpu *gpus, int count, const char *arch);
 
 /* Take the lease "gpu-<uuid>" of the first device that is free, or wait until one is; *chosen says which. Returns as
  * lease_take does; -1 also if *interrupted (which may be NULL). */

@@ -24,7 +24,7 @@ static const char usage[] =
 	"       km-keeper-cuda --devices\n"
 	"       km-keeper-cuda --probe DEVICE\n"
 	"       km-keeper-cuda --selftest TASK-FOLDER REFERENCE.so\n"
-	"  The process of km-bench that holds a CUDA device. --devices: ordinal, name and uuid of each;\n"
+	"  The process of km-bench that holds a CUDA device. --devices: ordinal, name, uuid and architecture of each;\n"
 	"  --probe: what a device can do, measured; --selftest: is the keeper right on this device?\n";
 
 static int fail(const struct error *err)
@@ -149,7 +149,7 @@ static int list_devices(void)
 
 		if (device_identity(i, &device, &err) < 0)
 			return fail(&err);
-		printf("%d\t%s\t%s\n", i, device.name, device.uuid);
+		printf("%d\t%s\t%s\t%d.%d\n", i, device.name, device.uuid, device.major, device.minor);
 	}
 	return count < 0 ? fail(&err) : KM_OK;
 }

@@ -202,6 +202,13 @@ int toolchain_arch_number(const char *arch)
 	return atoi(arch + strlen("sm_"));
 }
 
+bool toolchain_arch_runs(const char *arch, int major, int minor)
+{
+	int number = toolchain_arch_number(arch);
+
+	return number / 10 == major && (ends_with(arch, "a") ? number % 10 == minor : number % 10 <= minor);
+}
+
 /* From 9.0 on some instructions (wgmma) are only in the architecture with the letter. */
 static int choose_arch(const char *arch, struct toolchain *t, struct error *err)
 {

@@ -4,6 +4,8 @@
 
 #include "error.h"
 
+#include <stdbool.h>
+
 enum { TOOLCHAIN_PATH = 512, TOOLCHAIN_FOLDERS = 6 };
 
 struct toolchain {
@@ -32,5 +34,9 @@ int toolchain_find_cuda(const char *arch, struct toolchain *t, struct error *err
 
 /* The number of an architecture: 90 of "sm_90a". */
 int toolchain_arch_number(const char *arch);
+
+/* Does a device of this architecture run machine code for `arch`? By the CUDA Programming Guide on compute capabilities: "sm_90a" on 9.0
+ * alone; "sm_100f", and what has no letter, on later ones of the same major number too. */
+bool toolchain_arch_runs(const char *arch, int major, int minor);
 
 #endif
