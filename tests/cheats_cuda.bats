@@ -78,6 +78,10 @@ members() {
 	echo "$theirs / $mine"
 	[[ -n $mine && $theirs == "$mine"* ]]
 	[ "$(sed -n '/^struct driver {/,/^}/p' "$ROOT/tools/judge/runner_cuda.cu" | grep -c '(\*')" -eq 8 ]
+	theirs=$(sed -n '/^struct keeper_patch {/,/^}/p' "$ROOT/tools/judge/keeper_protocol.h" | sed 1d)
+	mine=$(sed -n '/^struct patch {/,/^}/p' "$CHEATS/whole-batch-at-once.cu" | sed 1d)
+	echo "$theirs / $mine"
+	[[ -n $mine && $theirs == "$mine" ]]
 	theirs=$(members protocol_message "$ROOT/tools/judge/protocol.h")
 	mine=$(members message "$CHEATS/forger-arrival.cu")
 	echo "$theirs / $mine"

@@ -121,6 +121,22 @@ static void refused(const char *name, const char *text, const char *from, const 
 	free(changed);
 }
 
+/* As many outputs as there are patches in a batch's message on cuda. */
+static void test_too_many_outputs(void **state)
+{
+	char *more = xstrdup("\"outputs\": {");
+
+	(void)state;
+	for (int i = 0; i < TASK_MAX_TENSORS - 1; i++) {
+		char *longer = xasprintf("%s\"o%d\": {\"shape\": [], \"dtype\": \"int32\"}, ", more, i);
+
+		free(more);
+		more = longer;
+	}
+	refused("definition.json", definition, "\"outputs\": {", more, "33 outputs, where 1 to 32 are allowed");
+	free(more);
+}
+
 static void test_refused_definition(void **state)
 {
 	static const char file[] = "definition.json";
@@ -278,7 +294,7 @@ static void test_sum(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_load), cmocka_unit_test(test_refused_definition), cmocka_unit_test(test_refused_workloads),
+		cmocka_unit_test(test_load), cmocka_unit_test(test_refused_definition), cmocka_unit_test(test_too_many_outputs), cmocka_unit_test(test_refused_workloads),
 		cmocka_unit_test(test_refused_task), cmocka_unit_test(test_header), cmocka_unit_test(test_scalars), cmocka_unit_test(test_sum),
 	};
 

@@ -547,7 +547,7 @@ static void sample_clocks(struct keeper *k)
 
 static void fill_call(struct protocol_message *to, const struct job *job, const struct keeper_message *from)
 {
-	size_t most = sizeof(to->text) / sizeof(struct keeper_patch), count = from->patch_count < most ? from->patch_count : most;
+	size_t count = from->patch_count < KEEPER_PATCHES ? from->patch_count : KEEPER_PATCHES;
 
 	*to = (struct protocol_message){ .kind = PROTOCOL_CALL, .value = job->mode, .args_bytes = from->args_bytes,
 					 .where = { from->serial, (uint64_t)job->count, count } };

@@ -21,7 +21,7 @@ struct km_args;
 enum {
 	KEEPER_PROCESS_DESCRIPTORS = 4,  /* of START */
 	KEEPER_PROCESS_GUARD = 16384,    /* bytes of a guard zone, at least */
-	KEEPER_PROCESS_COPIES = 1024,    /* most copies of the outputs in a batch */
+	KEEPER_PROCESS_COPIES = 1024,    /* most copies of the outputs in a batch; fits into a struct keeper_patch */
 	KEEPER_PROCESS_ROWS = 32,        /* rows drawn after a call */
 	KEEPER_PROCESS_WINDOW_ROWS = 16, /* most rows copied within the window, and bytes of these */
 	KEEPER_PROCESS_WINDOW_BYTES = 256 << 10,

@@ -282,7 +282,7 @@ static void fill_patches(const struct keeper_process *k, struct keeper_message *
 {
 	m->patch_count = 0;
 	for (int i = 0; i < k->task.output_count && m->value == PROTOCOL_BATCH; i++)
-		m->patch[m->patch_count++] = (struct keeper_patch){ (uint32_t)k->layout.output[i], (uint32_t)k->copies, k->output_places[i].stride };
+		m->patch[m->patch_count++] = (struct keeper_patch){ k->layout.output[i] & 0xfff, k->copies & 0xfff, k->output_places[i].stride & 0xffffffffff };
 }
 
 static int look_at_prepare(const struct keeper_process *k, const struct keeper_participant *p, const struct keeper_message *m, struct error *err)

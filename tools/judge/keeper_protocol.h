@@ -46,10 +46,12 @@
 
 #include "compare.h"
 #include "protocol.h"
+#include "task.h"
 
+#include <assert.h>
 #include <stdint.h>
 
-enum { KEEPER_MAGIC = 0x6b6d3162, KEEPER_TEXT_MAX = 600, KEEPER_PAGE_BYTES = 65536, KEEPER_PATCHES = 32 };
+enum { KEEPER_MAGIC = 0x6b6d3162, KEEPER_TEXT_MAX = 600, KEEPER_PAGE_BYTES = 65536, KEEPER_PATCHES = TASK_MAX_TENSORS };
 
 /* The page that a runner shares with the keeper. Nobody believes what a runner writes there but "arrived" and "done",
  * as marks in time. */
@@ -82,11 +84,13 @@ struct keeper_device {
 };
 
 /* Output pointers of a batch: call i has patch.step * (i % patch.copies) added to the 8 bytes at patch.member of args.
- * There are as many copies of the outputs as fit into their slab, and no more than calls; copies >= 1. */
+ * There are as many copies of the outputs as fit into their slab, and no more than calls; copies >= 1. One for each output that a task may have: all of them go into the text of a runner's CALL. */
 struct keeper_patch {
-	uint32_t member, copies;
-	uint64_t step;
+	uint64_t member : 12, copies : 12, step : 40;
 };
+
+static_assert(KEEPER_PATCHES * sizeof(struct keeper_patch) <= PROTOCOL_TEXT_MAX, "a batch's patches do not fit into CALL");
+static_assert(PROTOCOL_ARGS_MAX <= 1 << 12, "a member of the arguments does not fit into a patch");
 
 struct keeper_found {
 	int32_t output, broken, tensor;  /* output: the first that is wrong, -1 none; broken: enum keeper_broken, of which tensor */

@@ -370,7 +370,7 @@ static struct km_args *take_args(void)
 /* Put the output pointers of call i of a batch in place. */
 static void patch(int64_t i)
 {
-	for (uint64_t n = 0; n < message.where[2] && n < sizeof(message.text) / sizeof(struct keeper_patch); n++) {
+	for (uint64_t n = 0; n < message.where[2] && n < KEEPER_PATCHES; n++) {
 		struct keeper_patch p;
 		uint64_t address;
 

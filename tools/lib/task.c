@@ -209,7 +209,8 @@ static int load_tensors(struct task *task, bool output, struct error *err)
 
 	*(output ? &task->outputs : &task->inputs) = tensors;
 	if (count > TASK_MAX_TENSORS || (output && count == 0))
-		return error_set(err, KM_EXIT_INPUT, "'%s/definition.json': %d %s", task->folder, count, output ? "outputs" : "inputs");
+		return error_set(err, KM_EXIT_INPUT, "'%s/definition.json': %d %s, where %d to %d are allowed", task->folder, count,
+				 output ? "outputs" : "inputs", output, TASK_MAX_TENSORS);
 	cJSON_ArrayForEach(item, list) {
 		/* Counted first, so that what a failure leaves is released. */
 		int i = (*loaded)++;

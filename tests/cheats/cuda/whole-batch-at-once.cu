@@ -109,8 +109,7 @@ static void right(const struct km_args *a)
 }
 
 struct patch {
-	uint32_t member, copies;
-	uint64_t step;
+	uint64_t member : 12, copies : 12, step : 40;
 };
 
 int km_run(const struct km_args *a)
