@@ -27,8 +27,8 @@ static void test_sizes(void **state)
 	assert_int_equal(sizeof(struct protocol_message), 64 + PROTOCOL_ARGS_MAX + PROTOCOL_TEXT_MAX);
 	assert_int_equal(offsetof(struct protocol_message, args), 64);
 	assert_int_equal(offsetof(struct keeper_message, args) % 16, 0);
-	assert_int_equal(sizeof(struct keeper_patch), 16);
-	assert_true((int)KEEPER_PATCHES >= (int)TASK_MAX_TENSORS);
+	assert_int_equal(sizeof(struct keeper_patch), 8);
+	assert_true(TASK_MAX_TENSORS * sizeof(struct keeper_patch) <= PROTOCOL_TEXT_MAX);
 	assert_true(offsetof(struct keeper_page, release) >= 128 && offsetof(struct keeper_page, done) >= 256);
 	assert_true(sizeof(struct keeper_page) <= KEEPER_PAGE_BYTES);
 }
