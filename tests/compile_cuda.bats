@@ -265,7 +265,10 @@ refused() {
 	kernel <<<'__attribute__((destructor)) static void c() { __asm__ volatile(""); }' | expect 'REJECTED constructor'
 	kernel <<<'int g(); static int x = g(); int g() { return (int)cudaGetLastError() + x; }' | expect 'REJECTED constructor'
 	grep -q km_init message
-	kernel <<<'#include <iostream>' | expect 'REJECTED constructor'
+	# The header alone brings none, nor an object of the name that this takes; what it declares is code of the C++ library.
+	kernel <<<'#include <iostream>' | expect 'BUILT null'
+	kernel '+ (std::cout << "x", 0)' <<<'#include <iostream>' | expect 'REJECTED import'
+	kernel <<<'struct o { o() { cudaGetLastError(); } }; static o *__ioinit, p;' | expect 'REJECTED constructor'
 	kernel <<<'static void c() {} __attribute__((used, section(".init_array"))) static void (*p)() = c;' | expect 'REJECTED constructor'
 	kernel <<<'extern "C" void _init() { __asm__ volatile(""); }' | expect 'REJECTED constructor'
 	kernel '| t++' <<<'static thread_local int t;' | expect 'REJECTED thread-local'
