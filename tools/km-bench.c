@@ -36,6 +36,7 @@ static const char usage[] =
 	"Judge a kernel that km-compile built: is it right, and how fast is it?\n"
 	"\n"
 	"      --set SET         the workloads to judge: feedback (default), final or all\n"
+	"      --workload UUID   judge this one instead; may be repeated\n"
 	"      --plan FILE       compare with the best kernel so far, which this plan.json names\n"
 	"      --versus [NAME=]FILE\n"
 	"                        compare with the kernel of this build.json; may be repeated\n"
@@ -63,6 +64,8 @@ struct rival_option {
 struct options {
 	bool feedback, final, table, peers, no_sandbox, probe, profile;
 	const char *plan, *replay, *output, *build, *sanitize;
+	const char **only; /* workloads by their uuids; none: those of the set */
+	size_t only_count;
 	struct rival_option *rivals;
 	size_t rival_count;
 };
@@ -85,6 +88,7 @@ struct bench {
 	char arch[16];
 	struct gpu gpus[GPU_MAX];
 	int gpu_count; /* only for the target cuda */
+	double building; /* seconds for the baseline, those to compare with, and the reference */
 };
 
 static volatile sig_atomic_t interrupted;
@@ -116,6 +120,12 @@ static void parse_set(struct options *o, const char *text)
 		die_usage("--set wants feedback, final or all, not '%s'", text);
 }
 
+static void add_workload(struct options *o, const char *uuid)
+{
+	o->only = xreallocarray(o->only, o->only_count + 1, sizeof(*o->only));
+	o->only[o->only_count++] = uuid;
+}
+
 static void parse_sanitize(struct options *o, const char *text)
 {
 	o->sanitize = text ? text : "memcheck";
@@ -127,6 +137,7 @@ static void parse_option(struct options *o, int c)
 {
 	switch (c) {
 	case 's': parse_set(o, optarg); break;
+	case 'w': add_workload(o, optarg); break;
 	case 'p': o->plan = optarg; break;
 	case 'v': add_rival(o, optarg, false); break;
 	case 'e': add_rival(o, optarg, true); break;
@@ -148,6 +159,7 @@ static struct options parse_options(int argc, char **argv)
 {
 	static const struct option names[] = {
 		{ "set", required_argument, NULL, 's' }, { "plan", required_argument, NULL, 'p' },
+		{ "workload", required_argument, NULL, 'w' },
 		{ "versus", required_argument, NULL, 'v' }, { "peer", required_argument, NULL, 'e' },
 		{ "peers", no_argument, NULL, 'E' }, { "table", no_argument, NULL, 't' },
 		{ "replay", required_argument, NULL, 'r' }, { "no-sandbox", no_argument, NULL, 'n' },
@@ -178,6 +190,7 @@ static void options_release(struct options *o)
 		free(o->rivals[i].path);
 	}
 	free(o->rivals);
+	free(o->only);
 }
 
 /* ---- signals ---------------------------------------------------------------------------------------------------- */
@@ -436,6 +449,32 @@ static int print_table(const struct judge_options *options, const struct judge_r
 	return status;
 }
 
+/* The numbers of the workloads that were named, each once; the caller frees. NULL: one is not the task's. */
+static int *find_workloads(const struct bench *b, size_t *count, struct error *err)
+{
+	const struct options *o = b->options;
+	int *found = xcalloc((size_t)b->task.workload_count + 1, sizeof(*found));
+
+	*count = 0;
+	for (size_t i = 0; i < o->only_count; i++) {
+		int w = 0;
+		bool known = false;
+
+		while (w < b->task.workload_count && strcmp(b->task.workloads[w].uuid, o->only[i]) != 0)
+			w++;
+		if (w == b->task.workload_count) {
+			error_set(err, KM_EXIT_USAGE, "task '%s' has no workload '%s'", b->task.name, o->only[i]);
+			free(found);
+			return NULL;
+		}
+		for (size_t k = 0; k < *count; k++)
+			known = known || found[k] == w;
+		if (!known)
+			found[(*count)++] = w;
+	}
+	return found;
+}
+
 static int judge_with(struct bench *b, const char *reference, int device, struct error *err)
 {
 	struct judge_kernel *rivals = xcalloc(b->rival_count + 1, sizeof(*rivals));
@@ -448,30 +487,38 @@ static int judge_with(struct bench *b, const char *reference, int device, struct
 	};
 	const char *sha256 = b->rival_count && b->rivals[0].code_sha256[0] ? b->rivals[0].code_sha256 : NULL;
 	struct judge_result result;
-	int status;
+	int *only = find_workloads(b, &options.only_count, err), status;
 
+	options.only = only;
+	if (!only) {
+		free(rivals);
+		return -1;
+	}
 	for (size_t i = 0; i < b->rival_count; i++)
 		rivals[i] = kernel_of(&b->rivals[i]);
 	status = judge_run(&options, &result, err);
 	if (status == 0)
-		report_fill(b->document, &options, &result, sha256);
+		report_fill(b->document, &options, &result, b->building, sha256);
 	if (status == 0 && b->options->table)
 		status = print_table(&options, &result, err);
 	if (status == 0 && result.verdict.status == VERDICT_PASSED && (b->options->profile || b->options->sanitize))
 		status = examine(b->document, &options, &result, b->options->profile, b->options->sanitize, err);
 	judge_result_release(&result, b->rival_count);
 	free(rivals);
+	free(only);
 	return status;
 }
 
 /* The baseline, those to compare with, and the reference, which the caller frees. */
 static char *build_others(struct bench *b, struct error *err)
 {
+	double start = monotonic_seconds();
 	struct build_options options = build_options_of(b);
 	char *name = xasprintf("baseline.%s", task_suffix(&b->task)), *path = task_path(&b->task, name), *reference = NULL;
 
 	if (build_source(b, path, NULL, &b->baseline, err) == 0 && load_rivals(b, err) == 0)
 		reference = build_reference(&b->task, &options, err);
+	b->building = monotonic_seconds() - start;
 	free(path);
 	free(name);
 	return reference;

@@ -105,7 +105,7 @@ static void choose(struct examination *x)
 	x->order = xreallocarray(NULL, r->workload_count + 1, sizeof(*x->order));
 	x->workloads = xreallocarray(NULL, r->workload_count + 1, sizeof(*x->workloads));
 	for (size_t i = 0; i < r->workload_count; i++)
-		if (!x->options->feedback || x->options->task->workloads[r->workloads[i].index].feedback)
+		if (x->options->only_count || !x->options->feedback || x->options->task->workloads[r->workloads[i].index].feedback)
 			x->order[x->count++] = i;
 	for (size_t i = 1; i < x->count; i++)
 		for (size_t k = i; k > 0 && r->workloads[x->order[k]].candidate.median < r->workloads[x->order[k - 1]].candidate.median; k--) {

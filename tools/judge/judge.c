@@ -553,6 +553,16 @@ static int time_workload(struct judge *j, struct judge_workload *w, struct error
 
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
 
+static bool is_chosen(const struct judge_options *o, int workload)
+{
+	const struct task_workload *w = &o->task->workloads[workload];
+
+	for (size_t i = 0; i < o->only_count; i++)
+		if (o->only[i] == workload)
+			return true;
+	return o->only_count == 0 && ((o->feedback && w->feedback) || (o->final && w->final));
+}
+
 static void choose_workloads(struct judge *j)
 {
 	const struct task *task = j->options->task;
@@ -561,7 +571,7 @@ static void choose_workloads(struct judge *j)
 	j->workloads = xreallocarray(NULL, (size_t)task->workload_count + 1, sizeof(*j->workloads));
 	r->workloads = xcalloc((size_t)task->workload_count + 1, sizeof(*r->workloads));
 	for (int i = 0; i < task->workload_count; i++)
-		if ((j->options->feedback && task->workloads[i].feedback) || (j->options->final && task->workloads[i].final)) {
+		if (is_chosen(j->options, i)) {
 			struct judge_workload *w = &r->workloads[r->workload_count];
 
 			w->ended_by = "";
@@ -596,29 +606,43 @@ static int start_one(struct judge *j, size_t who, struct error *err)
 	return settle(j, who, &v, err);
 }
 
+/* Seconds since the mark, which is moved here. */
+static double lap(double *mark)
+{
+	double since = *mark;
+
+	*mark = monotonic_seconds();
+	return *mark - since;
+}
+
 /* Only a candidate that is right is timed, so the others start after the first phase. */
 static int run_phases(struct judge *j, struct error *err)
 {
 	struct judge_result *r = j->result;
+	double mark = monotonic_seconds();
 
 	if (start_one(j, CANDIDATE, err) < 0)
 		return -1;
+	r->starting += lap(&mark);
 	for (size_t i = 0; i < r->workload_count && takes_part(j, CANDIDATE); i++)
 		if (check_workload(j, &r->workloads[i], err) < 0)
 			return -1;
+	r->checking = lap(&mark);
 	for (size_t who = BASELINE; who < j->participants && takes_part(j, CANDIDATE); who++)
 		if (start_one(j, who, err) < 0)
 			return -1;
+	r->starting += lap(&mark);
 	for (size_t i = 0; i < r->workload_count && takes_part(j, CANDIDATE); i++)
 		if (time_workload(j, &r->workloads[i], err) < 0)
 			return -1;
+	r->timing = lap(&mark);
 	return 0;
 }
 
-/* The workloads that the score is over: feedback ones if any was judged. */
+/* The workloads that the score is over: feedback ones if any was judged, or those that were named. */
 static bool scores(const struct judge *j, const struct judge_workload *w)
 {
-	return !j->options->feedback || j->options->task->workloads[w->index].feedback;
+	return j->options->only_count > 0 || !j->options->feedback || j->options->task->workloads[w->index].feedback;
 }
 
 static double score_of(const struct estimate *log_speedup, size_t n, bool geometric)
@@ -686,6 +710,7 @@ static void score(struct judge *j)
 int judge_run(const struct judge_options *options, struct judge_result *result, struct error *err)
 {
 	struct judge j = { .options = options, .ops = options->keeper, .result = result, .participants = RIVALS + options->rival_count };
+	double mark;
 	int status;
 
 	memset(result, 0, sizeof(*result));
@@ -697,7 +722,9 @@ int judge_run(const struct judge_options *options, struct judge_result *result, 
 	j.claims = xcalloc(j.participants * MAX_ROUNDS, sizeof(*j.claims));
 	j.doubtful = xcalloc(j.participants * MAX_ROUNDS, sizeof(*j.doubtful));
 	choose_workloads(&j);
+	mark = monotonic_seconds();
 	status = open_keeper(&j, err);
+	result->starting = lap(&mark);
 	if (status == 0)
 		status = run_phases(&j, err);
 	if (status == 0 && result->verdict.status == VERDICT_PASSED)

@@ -56,7 +56,9 @@ struct judge_options {
 	struct judge_kernel candidate, baseline;
 	const struct judge_kernel *rivals;
 	size_t rival_count;
-	bool feedback, final; /* the workloads to judge */
+	bool feedback, final; /* the workloads to judge, */
+	const int *only;      /* if there are none of these, numbers in task->workloads, over all of which the score is then */
+	size_t only_count;
 	bool no_sandbox;
 	const volatile sig_atomic_t *interrupted;
 };
@@ -104,6 +106,7 @@ struct judge_result {
 	                             * standard error */
 	int failed_workload;        /* index in task->workloads, or -1 */
 	struct keeper_check failure; /* .output >= 0 if an output was wrong */
+	double starting, checking, timing; /* seconds for starting the keeper and all runners, and for the two phases */
 	double median_gap;          /* CPU seconds between calls of the candidate, median */
 	bool has_facts;
 	struct keeper_facts facts;  /* of the device; only with has_facts */

@@ -235,7 +235,19 @@ static void fill_versus(cJSON *d, const struct judge_options *options, const str
 	}
 }
 
-void report_fill(cJSON *d, const struct judge_options *options, const struct judge_result *r, const char *versus_sha256)
+/* Where the seconds went. Their sum is less than `seconds`, which has the rest of the program in it. */
+static cJSON *stages_json(const struct judge_result *r, double building)
+{
+	cJSON *o = cJSON_CreateObject();
+
+	json_set_number(o, "building", building);
+	json_set_number(o, "starting", r->starting);
+	json_set_number(o, "checking", r->checking);
+	json_set_number(o, "timing", r->timing);
+	return o;
+}
+
+void report_fill(cJSON *d, const struct judge_options *options, const struct judge_result *r, double building, const char *versus_sha256)
 {
 	cJSON *workloads = cJSON_CreateArray();
 
@@ -245,6 +257,7 @@ void report_fill(cJSON *d, const struct judge_options *options, const struct jud
 	json_set_bool(d, "sandbox", !options->no_sandbox);
 	if (r->has_facts)
 		fill_device(json_get_mutable(d, "device"), &r->facts);
+	json_set(d, "stages", stages_json(r, building));
 	if (r->verdict.status == VERDICT_PASSED) {
 		json_set_number(d, "score", round_to(r->score, 1e4));
 		json_set_number(d, "noise", round_to(r->noise, 1e6));
