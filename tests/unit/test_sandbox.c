@@ -139,6 +139,22 @@ static void test_nothing_left(void **state)
 	process_result_release(&r);
 }
 
+/* With devices /proc is not read-only, as drivers want it; the memory of process 1 is closed all the same. */
+static void test_proc_with_devices(void **state)
+{
+	static const char script[] = "echo name >/proc/self/comm && echo named; ls -A /proc/1 | wc -l; "
+		"for f in 1 1/task/1 self/../1; do (: <>/proc/$f/mem) 2>/dev/null && echo $f; done; umount /proc/1 2>/dev/null || echo closed";
+	const char *const argv[] = { "/bin/sh", "-c", script, NULL }, *const devices[] = { "/dev/null", NULL };
+	struct sandbox_spec spec = { .argv = argv, .limits = usual, .devices = devices };
+	struct process_result r;
+	struct error err;
+
+	(void)state;
+	assert_int_equal(sandbox_run(&spec, NULL, 0, 1 << 12, 1 << 12, &r, &err), 0);
+	assert_string_equal(r.output.data, "named\n0\nclosed\n");
+	process_result_release(&r);
+}
+
 /* A node of /dev, a folder of libraries, a variable: each is there if it is asked for, and can do what it could outside. */
 static void test_extras(void **state)
 {
@@ -252,7 +268,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_no_bubblewrap), cmocka_unit_test(test_world), cmocka_unit_test(test_status),
 		cmocka_unit_test(test_limits), cmocka_unit_test(test_nothing_left), cmocka_unit_test(test_files),
-		cmocka_unit_test(test_extras), cmocka_unit_test(test_stop),
+		cmocka_unit_test(test_proc_with_devices), cmocka_unit_test(test_extras), cmocka_unit_test(test_stop),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

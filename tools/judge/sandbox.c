@@ -397,6 +397,17 @@ static void add_extras(struct words *w, const struct sandbox_spec *spec)
 	}
 }
 
+/* Process 1 is bubblewrap's own, which no filter of system calls binds and nobody stops: its memory must not be open to the
+ * program. A program that has devices gets no read-only /proc: the driver of a GPU fails if it cannot write the names of its
+ * threads there (CUDA 13.0, cudaErrorOperatingSystem). */
+static void add_proc(struct words *w, bool writable)
+{
+	if (writable)
+		words_from(w, (const char *const[]){ "--size", "4096", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", NULL });
+	else
+		words_from(w, (const char *const[]){ "--remount-ro", "/proc", NULL });
+}
+
 static void add_files(struct words *w, const struct sandbox_spec *spec, const int *files)
 {
 	for (size_t i = 0; i < spec->file_count; i++) {
@@ -407,8 +418,8 @@ static void add_files(struct words *w, const struct sandbox_spec *spec, const in
 		word(w, destination);
 		free(destination);
 	}
-	/* /proc too: /proc/1/mem is bubblewrap's own process, which no filter of system calls binds and nobody stops. */
-	words_from(w, (const char *const[]){ "--remount-ro", "/dev", "--remount-ro", "/proc", "--remount-ro", "/", "--chdir", "/km", NULL });
+	add_proc(w, spec->devices != NULL);
+	words_from(w, (const char *const[]){ "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/km", NULL });
 }
 
 /* RLIMIT_NPROC is set inside, by prlimit: outside it would count all processes of the user. */
