@@ -12,7 +12,13 @@ enum {
 	DECK = 16,                   /* rounds in which the shares of input sets hold exactly */
 	MAX_ROUNDS = 2 * VERSUS_BLOCKS,
 	MANY_GAPS = 8,               /* fewer disturbed calls than this are noise */
+	ALONE_CALLS = 8,             /* of each other, when the candidate is gone; twice as many more if it seems to have disturbed them */
 };
+
+/* What others may take longer while the candidate's process is there, as a share, in seconds, and in standard errors. */
+#define ALONE_SHARE 0.08
+#define ALONE_SLACK 1e-6
+#define ALONE_Z 4.0
 
 #define GAP_SHARE 0.5 /* share of disturbed calls that is no noise, however busy the machine is */
 
@@ -551,6 +557,104 @@ static int time_workload(struct judge *j, struct judge_workload *w, struct error
 	return result;
 }
 
+/* ---- second phase: did it leave the others alone? --------------------------------------------------------------- */
+
+/* What a candidate has left on the device may sleep until another's call wakes it: then the keeper sees nothing of it before or
+ * after a call, and its own calls are not slowed. But when its process has ended, nothing of it is left, and what the others took longer
+ * with it than without it is its doing. */
+
+/* Calls of everyone but the candidate, on inputs of their own; times[who * calls + i] is NaN for one that does not count. */
+static int call_alone(struct judge *j, const struct judge_workload *w, size_t calls, double *times, struct error *err)
+{
+	for (size_t i = 0; i < calls; i++) {
+		bool all;
+
+		if (j->ops->inputs(j->keeper, w->index, draw_set(j, &all), draw_vary(), err) < 0)
+			return -1;
+		for (size_t who = BASELINE; who < j->participants; who++) {
+			struct keeper_call call = { .seconds = (double)NAN };
+
+			if (takes_part(j, who) && call_other(j, who, &call, err) < 0)
+				return -1;
+			times[who * calls + i] = call.busy ? (double)NAN : call.seconds;
+		}
+	}
+	return 0;
+}
+
+static struct estimate mean_logarithm(const double *seconds, size_t count)
+{
+	double *logs = xreallocarray(NULL, count + 1, sizeof(*logs));
+	struct estimate e;
+	size_t known = 0;
+
+	for (size_t i = 0; i < count; i++)
+		if (!isnan(seconds[i]))
+			logs[known++] = log(seconds[i]);
+	e = statistics_robust(logs, known);
+	free(logs);
+	return e;
+}
+
+static const struct judge_times *others_times(const struct judge_workload *w, size_t who)
+{
+	return who == BASELINE ? &w->baseline : &w->rivals[who - RIVALS];
+}
+
+/* The first who was slower with the candidate there than without; 0: nobody. */
+static size_t find_disturbed(const struct judge *j, const struct judge_workload *w, size_t calls, const double *times, double *with, double *without)
+{
+	for (size_t who = BASELINE; who < j->participants; who++) {
+		const struct judge_times *t = others_times(w, who);
+		struct estimate there = mean_logarithm(t->seconds, t->count), gone = mean_logarithm(times + who * calls, calls);
+
+		*with = exp(there.mean);
+		*without = exp(gone.mean);
+		if (there.n >= 5 && gone.n >= 5 &&
+		    there.mean - gone.mean > log1p(ALONE_SHARE + ALONE_SLACK / *without) + ALONE_Z * hypot(there.error, gone.error))
+			return who;
+	}
+	return 0;
+}
+
+static int look_at_others(struct judge *j, struct judge_workload *w, struct error *err)
+{
+	double *times = xcalloc(j->participants * 2 * ALONE_CALLS, sizeof(*times)), with, without;
+	size_t who, calls = ALONE_CALLS;
+	int status = 0;
+
+	for (who = BASELINE; who < j->participants && status == 0; who++)
+		if (takes_part(j, who))
+			status = select_workload(j, who, w->index, err);
+	if (status == 0)
+		status = call_alone(j, w, calls, times, err);
+	if (status == 0 && find_disturbed(j, w, calls, times, &with, &without)) {
+		calls *= 2;
+		status = call_alone(j, w, calls, times, err);
+		who = status == 0 ? find_disturbed(j, w, calls, times, &with, &without) : 0;
+		if (who) {
+			verdict_set(&j->result->verdict, VERDICT_REJECTED, "work-between-calls",
+				    "%s takes %.2f us while the kernel's process is there and %.2f us without it: something of it disturbs others' calls",
+				    who == BASELINE ? "the baseline" : j->options->rivals[who - RIVALS].name, with * 1e6, without * 1e6);
+			w->status = j->result->verdict.status;
+			j->result->failed_workload = w->index;
+		}
+	}
+	free(times);
+	return status;
+}
+
+static int look_at_all_others(struct judge *j, struct error *err)
+{
+	if (!j->ops->batch || !takes_part(j, CANDIDATE))
+		return 0;
+	j->ops->stop(j->keeper, CANDIDATE);
+	for (size_t i = 0; i < j->result->workload_count && takes_part(j, CANDIDATE); i++)
+		if (look_at_others(j, &j->result->workloads[i], err) < 0)
+			return -1;
+	return 0;
+}
+
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
 
 static bool is_chosen(const struct judge_options *o, int workload)
@@ -635,6 +739,8 @@ static int run_phases(struct judge *j, struct error *err)
 	for (size_t i = 0; i < r->workload_count && takes_part(j, CANDIDATE); i++)
 		if (time_workload(j, &r->workloads[i], err) < 0)
 			return -1;
+	if (look_at_all_others(j, err) < 0)
+		return -1;
 	r->timing = lap(&mark);
 	return 0;
 }

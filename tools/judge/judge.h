@@ -8,6 +8,8 @@
  *
  * A workload's speed-up is e to the robust mean over rounds of ln(baseline time / candidate time).
  *
+ * On cuda the others are called some times more when the candidate has ended: who made them slower is REJECTED.
+ *
  * Where the times are a runner's own word (cuda), they are believed only as far as other clocks bear them out: the window of
  * each call, batches of calls in a row, and the device's datasheet. Else: REJECTED, "clock" or "floor". Single calls that the
  * window does not bear out count no less than the median of those that it does.
