@@ -14,16 +14,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LIST_SECONDS = 60, PROBE_SECONDS = 120, OUTPUT_MAX = 1 << 20, TICK_MS = 50 };
+enum { LIST_SECONDS = 60, PROBE_SECONDS = 120, EXPORT_SECONDS = 600, OUTPUT_MAX = 1 << 20, TICK_MS = 50 };
 
-/* km-keeper-cuda with one option and perhaps an argument; *result is to be released in any case. */
-static int run_keeper(const char *option, const char *argument, double seconds, struct process_result *result, struct error *err)
+/* km-keeper-cuda with these arguments, the first of which is for its own name; *result is to be released in any case. */
+static int run_keeper(const char **argv, double seconds, struct process_result *result, struct error *err)
 {
 	char *program = runner_program_path("km-keeper-cuda");
-	const char *const argv[] = { program, option, argument, NULL };
 	struct process_spec spec = { .argv = argv, .output_ceiling = OUTPUT_MAX, .diagnostics_ceiling = 1 << 14, .seconds = seconds };
-	int status = process_run(&spec, result, err);
+	int status;
 
+	argv[0] = program;
+	status = process_run(&spec, result, err);
 	free(program);
 	return status;
 }
@@ -70,8 +71,9 @@ static int parse_list(char *text, struct gpu *gpus)
 
 int gpu_list(struct gpu gpus[GPU_MAX], struct error *err)
 {
+	const char *argv[] = { NULL, "--devices", NULL };
 	struct process_result r;
-	int status = run_keeper("--devices", NULL, LIST_SECONDS, &r, err), count = 0;
+	int status = run_keeper(argv, LIST_SECONDS, &r, err), count = 0;
 
 	if (status < 0)
 		error_set(err, KM_EXIT_WAITING, "waiting for a CUDA device, and for km-keeper-cuda, which is built where there is nvcc");
@@ -115,11 +117,12 @@ int gpu_lease(const struct gpu *gpus, int count, const struct gpu **chosen, cons
 static cJSON *measure(const struct gpu *gpu, struct error *err)
 {
 	char ordinal[16];
+	const char *argv[] = { NULL, "--probe", ordinal, NULL };
 	struct process_result r;
 	cJSON *found = NULL;
 
 	snprintf(ordinal, sizeof(ordinal), "%d", gpu->ordinal);
-	if (run_keeper("--probe", ordinal, PROBE_SECONDS, &r, err) == 0) {
+	if (run_keeper(argv, PROBE_SECONDS, &r, err) == 0) {
 		if (r.exit_code == 0)
 			found = json_parse(r.output.data, r.output.len, err);
 		else
@@ -153,4 +156,35 @@ cJSON *gpu_probe(const volatile sig_atomic_t *interrupted, struct error *err)
 	}
 	free(path);
 	return found;
+}
+
+static int export(const struct gpu *gpu, const struct task *task, const char *reference, int workload, int set, const char *folder,
+		  struct error *err)
+{
+	char ordinal[16], number[16], set_number[16];
+	const char *argv[] = { NULL, "--export", ordinal, task->folder, reference, number, set_number, folder, NULL };
+	struct process_result r;
+	int status;
+
+	snprintf(ordinal, sizeof(ordinal), "%d", gpu->ordinal);
+	snprintf(number, sizeof(number), "%d", workload);
+	snprintf(set_number, sizeof(set_number), "%d", set);
+	status = run_keeper(argv, EXPORT_SECONDS, &r, err);
+	if (status == 0 && r.exit_code != 0)
+		status = error_set(err, r.exit_code > 0 ? r.exit_code : KM_EXIT_ENVIRONMENT, "%s", last_line(&r));
+	process_result_release(&r);
+	return status;
+}
+
+int gpu_export(const struct task *task, const char *reference, int workload, int set, const char *folder, struct error *err)
+{
+	struct gpu gpus[GPU_MAX];
+	const struct gpu *gpu = NULL;
+	int count = gpu_list(gpus, err), lease = count < 0 ? -1 : gpu_lease(gpus, count, &gpu, NULL, err), status;
+
+	if (lease < 0)
+		return -1;
+	status = export(gpu, task, reference, workload, set, folder, err);
+	lease_drop(lease);
+	return status;
 }

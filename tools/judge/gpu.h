@@ -7,6 +7,7 @@
 #define KM_GPU_H
 
 #include "error.h"
+#include "task.h"
 
 #include <cjson/cJSON.h>
 #include <signal.h>
@@ -32,5 +33,8 @@ int gpu_lease(const struct gpu *gpus, int count, const struct gpu **chosen, cons
 
 /* What the first device can do, measured once and kept in the cache folder as probe-<uuid>.json. NULL on failure. */
 cJSON *gpu_probe(const volatile sig_atomic_t *interrupted, struct error *err);
+
+/* Have the keeper write new inputs of a workload and what the reference expects into a folder that exists. */
+int gpu_export(const struct task *task, const char *reference, int workload, int set, const char *folder, struct error *err);
 
 #endif

@@ -1,7 +1,7 @@
 /* keeper_process.c - bin/km-keeper-cuda: the trusted process that holds the device, started by km-bench.
  *
  * Reads    questions from a socket (keeper_protocol.h), the task folder, the task's compiled reference
- * Writes   answers; for --probe, --devices and --selftest: stdout
+ * Writes   answers; for --probe, --devices and --selftest: stdout; for --export: files
  * Example  km-keeper-cuda 5 0 tasks/x .cache/x.ref/reference.so 2 0 1 2
  *          km-keeper-cuda --probe 0
  */
@@ -24,8 +24,10 @@ static const char usage[] =
 	"       km-keeper-cuda --devices\n"
 	"       km-keeper-cuda --probe DEVICE\n"
 	"       km-keeper-cuda --selftest TASK-FOLDER REFERENCE.so\n"
+	"       km-keeper-cuda --export DEVICE TASK-FOLDER REFERENCE.so WORKLOAD INPUT-SET FOLDER\n"
 	"  The process of km-bench that holds a CUDA device. --devices: ordinal, name, uuid and architecture of each;\n"
-	"  --probe: what a device can do, measured; --selftest: is the keeper right on this device?\n";
+	"  --probe: what a device can do, measured; --selftest: is the keeper right on this device?\n"
+	"  --export: inputs and expected outputs as files (km-check-task does that).\n";
 
 static int fail(const struct error *err)
 {
@@ -175,6 +177,18 @@ static int probe(const char *ordinal)
 	return result < 0 ? fail(&err) : KM_OK;
 }
 
+static int export(char **argv)
+{
+	int ordinal, workload, set;
+	struct error err;
+
+	if (!read_number(argv[0], &ordinal) || !read_number(argv[3], &workload) || !read_number(argv[4], &set)) {
+		fputs(usage, stderr);
+		return KM_EXIT_USAGE;
+	}
+	return keeper_process_export(ordinal, argv[1], argv[2], workload, set, argv[5], &err) < 0 ? fail(&err) : KM_OK;
+}
+
 int main(int argc, char **argv)
 {
 	int result;
@@ -188,6 +202,8 @@ int main(int argc, char **argv)
 		result = probe(argv[2]);
 	} else if (argc == 4 && strcmp(argv[1], "--selftest") == 0) {
 		result = keeper_process_selftest(argv[2], argv[3]);
+	} else if (argc == 8 && strcmp(argv[1], "--export") == 0) {
+		result = export(argv + 2);
 	} else {
 		return run_keeper(argc, argv);
 	}

@@ -1,8 +1,9 @@
 /* keeper_process.h - what bin/km-keeper-cuda does with a question of keeper_protocol.h, and its self test.
  *
  * keeper_process.c is the program and its message loop, keeper_process_answer.c answers, keeper_process_memory.c says
- * where tensors are and makes a call ready, keeper_process_check.c looks at outputs, keeper_process_selftest.c asks
- * all questions in one process and looks at the answers.
+ * where tensors are and makes a call ready, keeper_process_check.c looks at outputs, keeper_process_export.c writes
+ * inputs and expected outputs into files, keeper_process_selftest.c asks all questions in one process and looks at the
+ * answers.
  */
 #ifndef KM_KEEPER_PROCESS_H
 #define KM_KEEPER_PROCESS_H
@@ -151,8 +152,17 @@ void keeper_check_draw_window(struct keeper_process *k);
 int keeper_check_fetch_window(struct keeper_process *k, struct error *err);
 int keeper_check(struct keeper_process *k, bool all, struct keeper_found *found, struct error *err);
 
+/* All rows that the reference expects for the current inputs: to[i] has room for all elements of output i. Waits. */
+int keeper_check_expected(struct keeper_process *k, double *const *to, struct error *err);
+
 /* A reference's function returned `code`. */
 int keeper_reference_failed(const struct keeper_process *k, const char *function, int code, struct error *err);
+
+/* ---- keeper_process_export.c ------------------------------------------------------------------------------------ */
+
+/* Write new inputs of a workload, and what is expected of them, into a folder that exists. */
+int keeper_process_export(int ordinal, const char *task, const char *reference, int workload, int set, const char *folder,
+			  struct error *err);
 
 /* ---- keeper_process_selftest.c ---------------------------------------------------------------------------------- */
 

@@ -365,6 +365,43 @@ static int check_all(struct keeper_process *k, struct compare_result *results, s
 	return 0;
 }
 
+static int read_expected(struct keeper_process *k, const struct stretch *s, double *const *to, struct error *err)
+{
+	int code;
+
+	if (device_list_rows(k->device, NULL, s->first, s->count, err) < 0)
+		return -1;
+	code = k->reference.expected((const struct km_args *)k->args, device_rows(k->device), (int64_t)s->count, s->expected,
+				     device_stream(k->device));
+	if (code)
+		return keeper_reference_failed(k, "ref_expected", code, err);
+	for (int i = 0; i < k->task.output_count; i++) {
+		size_t length = row_length(k, i, k->workload);
+
+		if (device_wait(k->device, err) < 0 ||
+		    device_read(k->device, to[i] + (size_t)s->first * length, s->expected[i], s->count * length * sizeof(double), err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+int keeper_check_expected(struct keeper_process *k, double *const *to, struct error *err)
+{
+	int64_t rows = k->workloads[k->workload].rows;
+	size_t lengths = all_lengths(k, k->workload), most = lengths ? k->expected_count / lengths : DEVICE_MAX_ROWS;
+
+	most = most < DEVICE_MAX_ROWS ? most : DEVICE_MAX_ROWS;
+	k->window_output = -1;
+	for (int64_t first = 0; first < rows; first += (int64_t)most) {
+		struct stretch s = { .first = first, .count = rows - first < (int64_t)most ? (size_t)(rows - first) : most };
+
+		lay_out(k, &s);
+		if (read_expected(k, &s, to, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
 /* ---- an earlier right answer ------------------------------------------------------------------------------------ */
 
 static void forget_earlier(struct keeper_process *k)
