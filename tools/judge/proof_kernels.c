@@ -454,12 +454,13 @@ int proof_kernels(const struct proof *p, struct error *err)
 	struct suspects s = { NULL, 0 };
 	struct gpu gpus[GPU_MAX];
 	bool cuda = p->task->target == TASK_CUDA;
-	int count = cuda ? gpu_list(gpus, err) : 0, result;
+	int count = 0, result;
 
-	if (count < 0)
-		return -1;
+	/* First, since it needs no device: what is built without one is in the cache when there is. */
 	add_all(p->task, &s);
 	result = build_all(p, &s, err);
+	if (result == 0 && cuda && (count = gpu_list(gpus, err)) < 0)
+		result = -1;
 	if (result == 0)
 		result = cuda ? prove_on_gpu(p, &s, gpus, count, err) : prove_on_cpu(p, &s, err);
 	release_all(&s);
