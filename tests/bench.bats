@@ -64,6 +64,20 @@ processes() {
 	[ "$("$KM/km-bench" --set final a/build.json | jq -c '[.workloads[].uuid]')" = '["x-r7"]' ]
 }
 
+@test "workloads that are named are judged alone, and the score is over them" {
+	local uuid
+	build x 'right(a, a->rows);'
+	uuid=$(jq -r '.final[0]' "$TASK/task.json")
+	"$KM/km-bench" --workload "$uuid" --workload "$uuid" -o bench.json x/build.json
+	"$KM/km-validate" bench bench.json
+	jq -e --arg uuid "$uuid" '.status == "PASSED" and (.workloads | map(.uuid)) == [$uuid] and .score > 0' bench.json
+	jq -e '.stages as $s | [$s.building, $s.starting, $s.checking, $s.timing] | all(. > 0) and add <= $ARGS.named.total' \
+		--argjson total "$(jq .seconds bench.json)" bench.json
+	run "$KM/km-bench" --workload none x/build.json
+	[ "$status" -eq 2 ]
+	[[ $output == *"no workload 'none'"* ]]
+}
+
 @test "a wrong result says where: workload, input set, output, elements, rows" {
 	build a 'right(a, a->rows); a->y[3 * a->columns + 5] += 100;'
 	"$KM/km-bench" a/build.json >bench.json

@@ -153,3 +153,49 @@ devices() {
 	jq -e '.status == "PASSED" and (.sanitizer | .errors == 0 or .message != "")' bench.json
 	jq -e '[.workloads[] | select(.set == "feedback") | .profile] | all(.message != "" or (.kernels >= 1 and .duration_us > 0))' bench.json
 }
+
+@test "without a device every script of tests/device is skipped aloud" {
+	needs_no_device
+	local script
+	for script in $(cd "$ROOT/tests/device" && grep -l '^#!/usr/bin/env bash' -- *); do
+		"$ROOT/tests/device/$script" -h | grep -q "^Usage: $script "
+		grep -q "\b$script\b" "$ROOT/tests/device/README"
+	done
+	for script in speed reference-check; do
+		KM_BIN=$KM run "$ROOT/tests/device/$script"
+		echo "$output"
+		[ "$status" -eq 77 ]
+		[[ $output == "skipped: no CUDA device ($script)" ]]
+	done
+}
+
+@test "what a script of tests/device needs is built beforehand, and an edit that finds nothing is said" {
+	needs_programs
+	KM_BIN=$KM "$ROOT/tests/device/rank" --build-only built
+	[ "$(cat built/rank-*/build.json | jq -r .status | sort | uniq -c | xargs)" = '4 BUILT' ]
+	[ "$(cat built/rank-{memory,compute}*/build.json | jq -r .code_sha256 | sort -u | wc -l)" -eq 4 ]
+	run bash -c '. "$0/tests/device/common.bash" && begin && edited rmsnorm_h4096 s/no-such-text/x/' "$ROOT"
+	echo "$output"
+	[ "$status" -eq 2 ]
+	[[ $output == *"baseline.cu has changed: 's/no-such-text/x/' finds nothing"* ]]
+}
+
+@test "on a device: inputs and expected outputs are exported" {
+	needs_device
+	"$KM/km-check-task" --export out --workload b34 --set row_scaled "$TASK"
+	jq -e '.workload == "b34" and .input_set == "row_scaled" and .rows == 34 and (.inputs | length) == 3' out/export.json
+	[ "$(stat -c %s out/hidden_states.bin)" -eq $((34 * 4096 * 2)) ]
+	[ "$(stat -c %s out/output.bin)" -eq $((34 * 4096 * 8)) ]
+}
+
+@test "an export wants a task for cuda, a workload and an input set that there are" {
+	run "$KM/km-check-task" --export out --workload b34 "$ROOT/tasks/sgemm_cpu"
+	[ "$status" -eq 2 ]
+	run "$KM/km-check-task" --export out --workload none "$TASK"
+	[ "$status" -eq 2 ]
+	[[ $output == *"no workload 'none'"* ]]
+	run "$KM/km-check-task" --export out --workload b34 --set none "$TASK"
+	[ "$status" -eq 2 ]
+	[[ $output == *"no input set 'none'"* ]]
+	[ ! -e out ]
+}

@@ -56,3 +56,11 @@ need_mounts() {
 	[[ $output == *'bubblewrap is not installed'* ]]
 }
 
+
+@test "a bundle has its own jq, and the scripts for a device" {
+	run on_host bash -c 'bin/lib/jq -n "1 + 1" && tests/device/repeat -h | head -n 1 && [ -f tests/cheats/cuda/expected.tsv ]'
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[ "${lines[0]}" = 2 ]
+	[[ ${lines[1]} == 'Usage: repeat '* ]]
+}
