@@ -13,6 +13,7 @@
 #include "ops.h"
 #include "prompt.h"
 #include "round.h"
+#include "strategy.h"
 #include "util.h"
 
 #include <getopt.h>
@@ -145,15 +146,15 @@ static cJSON *request_of_slot(const struct options *o, const struct prompt_sourc
 	if (round_load(o->input, &r, err) < 0)
 		return NULL;
 	if (o->slot >= r.width)
-		error_set(err, KM_EXIT_USAGE, "there is no slot %ld, the width is %d", o->slot, r.width);
+		error_set(err, KM_EXIT_USAGE, "there is no slot %ld, there are %d", o->slot, r.width);
 	else if (round_measure(&r, err) < 0)
 		request = NULL;
-	else if (r.reports[o->slot].ended)
+	else if (round_asks(&r, (int)o->slot) == ROUND_ASKS_EDIT)
 		request = prompt_edit(source, r.world.document, r.reports[o->slot].ended, r.folder, err);
-	else if (o->slot == 0 && round_wants_refill(&r))
+	else if (round_asks(&r, (int)o->slot) == ROUND_ASKS_REFILL)
 		request = prompt_refill(source, r.world.document, r.folder, err);
 	else
-		request = skip("no cycle has ended in this slot");
+		request = skip(strategy_is_single(&r.world) ? "under this strategy no edit of the tree is asked for" : "no cycle has ended in this slot");
 	round_release(&r);
 	return request;
 }
@@ -167,6 +168,8 @@ static int write_request(const struct options *o, struct error *err)
 
 	if (!o->first)
 		request = request_of_slot(o, &source, err);
+	else if (run && strcmp(json_string(run, "strategy"), "world") != 0)
+		request = skip("under this strategy no tree is asked for");
 	else if (run)
 		request = prompt_first_tree(&source, err);
 	result = request ? json_save(o->output, request, err) : -1;
@@ -211,7 +214,7 @@ static void print_progress(const struct round *r, const struct calls_sum *spent)
 	int k = 0, printed = 0;
 
 	cJSON_ArrayForEach(slot, json_get(r->plan, "slots")) {
-		if (!json_string(slot, "skip")) {
+		if (!json_string(slot, "skip") && k % r->samples == 0) {
 			if (printed++)
 				fputc('\n', stderr);
 			print_slot(r, slot, k);
@@ -256,6 +259,7 @@ static int write_first_world(const struct options *o, struct error *err)
 	if (reply && world_first(&w, run, err) == 0) {
 		if (!json_get(reply, "skip"))
 			round_apply_reply(&w, reply, 0, -1);
+		strategy_fill(&w);
 		json_made_by(w.document, "km-update");
 		input_note(w.document, "run.json", run_hex);
 		input_note(w.document, "reply.json", reply_hex);

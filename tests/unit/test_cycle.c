@@ -46,7 +46,7 @@ static const char *judge(struct world *w, const cJSON *plan, int k, const char *
 	struct error err = { 0 };
 
 	json_set(w->document, "round", cJSON_Duplicate(json_get(plan, "round"), true));
-	if (cycle_measure(w, plan, slot_of(plan, k), bench, 1.5, &report, &err) < 0)
+	if (cycle_measure(w, plan, &(struct cycle_verdict){ slot_of(plan, k), bench, 1.5 }, 1, &report, &err) < 0)
 		fail_msg("%s", err.text);
 	snprintf(outcome, sizeof(outcome), "%s", report.ended ? json_string(report.ended, "outcome") : "");
 	cJSON_Delete(report.ended);

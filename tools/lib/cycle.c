@@ -1,6 +1,8 @@
 #include "cycle.h"
 
 #include "json.h"
+#include "ledger.h"
+#include "strategy.h"
 #include "util.h"
 
 #include <math.h>
@@ -12,7 +14,7 @@
 struct measured {
 	struct world *w;
 	const cJSON *plan, *slot, *bench;
-	int k;          /* slot number */
+	int k, lane;    /* slot number, and that of its attempt: slots of one lane are samples of one attempt */
 	long round;
 	const char *status;
 	double score, noise;
@@ -169,7 +171,8 @@ static cJSON *start_cycle(struct measured *m)
 	cJSON *json = m->w->nodes[m->node].json, *cycle = cJSON_CreateObject();
 
 	json_set_number(cycle, "number", json_number(json, "cycles", 0) + 1);
-	json_set_number(cycle, "slot", m->k);
+	json_set_number(cycle, "slot", m->lane);
+	ledger_predict(cycle, json);
 	json_set_number(cycle, "streak_best", 0);
 	json_set_number(cycle, "streak_parent", 0);
 	json_set(cycle, "best", cJSON_CreateNull());
@@ -211,7 +214,7 @@ static void update_streaks(const struct measured *m, cJSON *cycle)
 	count(cycle, "streak_parent", first_of_all || gains_over(m, above->id, parent));
 }
 
-static void prune_by_rule(struct world *w, long top)
+static void prune_by_rule(struct world *w, long top, const char *why)
 {
 	char *below = xasprintf("below '%s', which was pruned", w->nodes[top].id);
 
@@ -220,24 +223,30 @@ static void prune_by_rule(struct world *w, long top)
 			continue;
 		json_remove(w->nodes[i].json, "cycle");
 		world_set_status(w, i, NODE_PRUNED);
-		json_set_string(w->nodes[i].json, "pruned_because", i == top ? "two cycles failed" : below);
+		json_set_string(w->nodes[i].json, "pruned_because", i == top ? why : below);
 	}
 	free(below);
 }
 
 /* Nothing has passed. Returns the outcome that the edit call is told. */
-static const char *fail_node(struct measured *m)
+static const char *fail_node(struct measured *m, const cJSON *cycle)
 {
 	cJSON *json = m->w->nodes[m->node].json, *action = json_get_mutable(json, "action");
+	int attempts = cJSON_GetArraySize(json_get(cycle, "attempts"));
 
 	world_set_status(m->w, m->node, NODE_OPEN);
 	count(json, "failed_cycles", false);
+	if (strategy_is_single(m->w)) {
+		json_set(json, "failure", cJSON_Duplicate(cJSON_GetArrayItem(json_get(cycle, "attempts"), attempts - 1), true));
+		prune_by_rule(m->w, m->node, "its one attempt did not pass");
+		return "pruned";
+	}
 	if (world_is_paper(m->w))
 		return "failed";
 	json_set_number(action, "score_0_to_1", json_number(action, "score_0_to_1", 0) / 2);
 	if (json_number(json, "failed_cycles", 0) < CYCLE_FAILURES)
 		return "failed";
-	prune_by_rule(m->w, m->node);
+	prune_by_rule(m->w, m->node, "two cycles failed");
 	return "pruned";
 }
 
@@ -271,7 +280,7 @@ static cJSON *end_cycle(struct measured *m)
 	bool unrecorded = strcmp(m->status, "UNRECORDED") == 0, brought_best;
 	cJSON *json = m->w->nodes[m->node].json, *cycle = cJSON_DetachItemFromObjectCaseSensitive(json, "cycle"), *ended;
 	const cJSON *best = attempt_of(cycle, json_number(cycle, "best", 0));
-	const char *outcome = best ? close_node(m, best) : unrecorded ? set_aside(m) : fail_node(m);
+	const char *outcome = best ? close_node(m, best) : unrecorded ? set_aside(m) : fail_node(m, cycle);
 
 	brought_best = holds_best(m, cycle);
 	if (cJSON_GetArraySize(json_get(cycle, "attempts")) == 0) {
@@ -283,6 +292,7 @@ static cJSON *end_cycle(struct measured *m)
 		world_count(m->w, "cycles", 1);
 		if (!brought_best)
 			world_count(m->w, "cycles_since_best", 1);
+		ledger_note(m->w, m->node, cycle, best);
 	}
 	ended = cJSON_CreateObject();
 	json_set_string(ended, "node", m->w->nodes[m->node].id);
@@ -322,12 +332,12 @@ static cJSON *measure_node(struct measured *m, cJSON *attempt)
 		return NULL;
 	}
 	cycle = node->status == NODE_ACTIVE ? json_get_mutable(node->json, "cycle") : start_cycle(m);
-	json_set_number(cycle, "slot", m->k);
+	json_set_number(cycle, "slot", m->lane);
 	if (!unrecorded) {
 		cJSON_AddItemToArray(json_get_mutable(cycle, "attempts"), cJSON_Duplicate(attempt, true));
 		update_streaks(m, cycle);
 	}
-	if (unrecorded || json_number(cycle, "streak_best", 0) >= k || json_number(cycle, "streak_parent", 0) >= k)
+	if (unrecorded || strategy_is_single(m->w) || json_number(cycle, "streak_best", 0) >= k || json_number(cycle, "streak_parent", 0) >= k)
 		return end_cycle(m);
 	return NULL;
 }
@@ -339,6 +349,7 @@ static int read_verdict(struct measured *m, struct error *err)
 	const char *node = json_string(m->slot, "node");
 
 	m->k = (int)json_number(m->slot, "slot", 0);
+	m->lane = m->k / world_samples(m->w);
 	m->round = world_number(m->w, "round");
 	m->attempt = json_number(m->slot, "attempt", 0);
 	m->status = json_string(m->bench, "status");
@@ -371,24 +382,45 @@ static void count_verdict(struct measured *m, double judge_seconds)
 	json_set_number(m->w->document, "judge_seconds", json_number(m->w->document, "judge_seconds", 0) + judge_seconds);
 }
 
-int cycle_measure(struct world *w, const cJSON *plan, const cJSON *slot, const cJSON *bench, double judge_seconds, struct cycle_report *report, struct error *err)
+/* Of several samples, the one that speaks for the attempt: a pass before all else, then code before none. */
+static int rank_of(const struct measured *m)
 {
-	struct measured m = { .w = w, .plan = plan, .slot = slot, .bench = bench };
+	if (m->passed)
+		return 3;
+	if (strcmp(m->status, "UNRECORDED") == 0)
+		return 0;
+	return strcmp(m->status, "NO_CODE") == 0 || strcmp(m->status, "DUPLICATE") == 0 ? 1 : 2;
+}
+
+static bool speaks_for(const struct measured *a, const struct measured *b)
+{
+	return rank_of(a) > rank_of(b) || (rank_of(a) == rank_of(b) && a->passed && a->score > b->score);
+}
+
+int cycle_measure(struct world *w, const cJSON *plan, const struct cycle_verdict *verdicts, int samples, struct cycle_report *report, struct error *err)
+{
+	struct measured chosen = { 0 };
 	cJSON *attempt;
 
 	memset(report, 0, sizeof(*report));
-	if (read_verdict(&m, err) < 0)
-		return -1;
-	count_verdict(&m, judge_seconds);
-	snprintf(report->status, sizeof(report->status), "%s", m.status);
-	report->score = m.passed ? m.score : -1;
-	if (m.node < 0) {
-		world_refuse(w, m.k, "attempt", "the plan's node is not in this tree, so only the evaluation counts");
+	for (int i = 0; i < samples; i++) {
+		struct measured m = { .w = w, .plan = plan, .slot = verdicts[i].slot, .bench = verdicts[i].bench };
+
+		if (read_verdict(&m, err) < 0)
+			return -1;
+		count_verdict(&m, verdicts[i].judge_seconds);
+		if (i == 0 || speaks_for(&m, &chosen))
+			chosen = m;
+	}
+	snprintf(report->status, sizeof(report->status), "%s", chosen.status);
+	report->score = chosen.passed ? chosen.score : -1;
+	if (chosen.node < 0) {
+		world_refuse(w, chosen.k, "attempt", "the plan's node is not in this tree, so only the evaluation counts");
 		return 0;
 	}
-	attempt = attempt_record(&m);
-	report->ended = measure_node(&m, attempt);
-	report->best = is_best(&m);
+	attempt = attempt_record(&chosen);
+	report->ended = measure_node(&chosen, attempt);
+	report->best = is_best(&chosen);
 	cJSON_Delete(attempt);
 	return 0;
 }

@@ -12,6 +12,8 @@
  * a row without a gain over the parent. Either reaching K ends the cycle. If one has passed, the cycle's best closes the
  * node, even if slower than the parent. If none has, the node is open again with one more failed cycle, and by default
  * V is halved, and at two failed cycles the node is pruned with what is open below it (revive_node brings it back).
+ * Under a strategy whose nodes are one attempt each (strategy.h) every attempt ends its cycle: a pass closes the node, and
+ * anything else prunes it and is kept as the node's "failure".
  * The world's best: the first that passes; then a kernel that bench.json calls "better" than the best of the plan; if
  * that one was replaced in this round, or was not measured against, a gain in score.
  */
@@ -32,11 +34,17 @@ struct cycle_report {
 	cJSON *ended;    /* what prompt_edit (prompt.h) wants to know of the cycle that ended here, or NULL; owned */
 };
 
-/* Apply the verdict of one slot of a plan. `bench` is a document of that kind that is no skip; judge_seconds is added
- * to the world's. Slots come in order, and world.round is the plan's round. A node that a re-judged world does not have
- * active is taken as the plan has it.
- * KM_EXIT_INPUT if the verdict contradicts itself. */
-int cycle_measure(struct world *w, const cJSON *plan, const cJSON *slot, const cJSON *bench, double judge_seconds, struct cycle_report *report, struct error *err);
+/* A slot of the plan and what came of it; `bench` is a document of that kind that is no skip. */
+struct cycle_verdict {
+	const cJSON *slot, *bench;
+	double judge_seconds; /* added to the world's */
+};
+
+/* Apply the verdicts on the samples of one attempt, usually one. Each is an evaluation; the fastest that passed, else
+ * one with code, speaks for the attempt. Slots come in order, and world.round is the plan's round. A node that a
+ * re-judged world does not have active is taken as the plan has it.
+ * KM_EXIT_INPUT if a verdict contradicts itself. */
+int cycle_measure(struct world *w, const cJSON *plan, const struct cycle_verdict *verdicts, int samples, struct cycle_report *report, struct error *err);
 
 /* After all slots: no two active nodes in one slot, none beyond the width. Has an effect only if the world is not the
  * one that the round was planned from. */

@@ -140,7 +140,7 @@ static const char *const body_keys[] = {
 	"decision", "choice", "action", "impacts", "overall_rating_0_to_10", "confidence_0_to_1", "notes", NULL,
 };
 static const char *const machine_keys[] = {
-	"id", "parent", "status", "created_round", "attempts", "failed_cycles", "cycles", "solution", "cycle", "pruned_because", "no_child_because", NULL,
+	"id", "parent", "status", "created_round", "attempts", "failed_cycles", "cycles", "solution", "cycle", "pruned_because", "no_child_because", "failure", "islands", "inspirations", NULL,
 };
 static const char *const impact_keys[] = { "memory_bandwidth", "register_pressure", "compute_intensity_and_hw_fit", NULL };
 

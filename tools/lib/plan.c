@@ -2,6 +2,7 @@
 
 #include "json.h"
 #include "select.h"
+#include "strategy.h"
 #include "util.h"
 
 #include <stdlib.h>
@@ -13,6 +14,7 @@ struct planner {
 	long *frontier;
 	size_t count, next;
 	long left; /* evaluations */
+	int samples;
 };
 
 /* ---- kernels ---------------------------------------------------------------------------------------------------- */
@@ -109,6 +111,38 @@ static cJSON *slot_continue(const struct world *w, int k, const struct node *nod
 	return slot;
 }
 
+/* The kernels of the nodes that are shown beside the parent. */
+static cJSON *inspirations(const struct world *w, const struct node *node)
+{
+	cJSON *list = cJSON_CreateArray();
+	const cJSON *name;
+
+	cJSON_ArrayForEach(name, json_get(node->json, "inspirations")) {
+		long i = world_find(w, name->valuestring);
+
+		if (i >= 0 && node_solution(&w->nodes[i]))
+			cJSON_AddItemToArray(list, kernel_of_solution(w, node_solution(&w->nodes[i])));
+	}
+	return list;
+}
+
+/* The one attempt of a node that the machine put there. */
+static cJSON *slot_single(const struct planner *p, int k)
+{
+	long i = p->frontier[p->next], owner = -1;
+	const struct node *node = &p->w->nodes[i];
+	const cJSON *failure = strategy_failure(p->w, i, &owner);
+	cJSON *slot = slot_start(p->w, k, node, strategy_mode(p->w), 1);
+	const char *parent = json_string(json_get(slot, "parent"), "node");
+
+	slot_finish(slot, cJSON_Duplicate(json_get(slot, "parent"), true), owner < 0 ? cJSON_CreateNull() : kernel_of_attempt(p->w, &p->w->nodes[owner], failure),
+		    parent ? xasprintf("number %zu of %zu in the frontier: a change of %s", p->next + 1, p->count, parent)
+			   : xasprintf("number %zu of %zu in the frontier: from the beginning", p->next + 1, p->count));
+	if (json_get(node->json, "inspirations"))
+		json_set(slot, "others", inspirations(p->w, node));
+	return slot;
+}
+
 static cJSON *slot_new(const struct planner *p, int k)
 {
 	const struct node *node = &p->w->nodes[p->frontier[p->next]];
@@ -122,6 +156,7 @@ static cJSON *slot_new(const struct planner *p, int k)
 	return slot;
 }
 
+/* The first sample of lane k; its node is no longer free. */
 static cJSON *slot_plan(struct planner *p, int k)
 {
 	long node = p->active[k];
@@ -130,10 +165,9 @@ static cJSON *slot_plan(struct planner *p, int k)
 		return slot_skip(k, "no open node is left for this slot");
 	if (p->left == 0)
 		return slot_skip(k, "no evaluation is left for this slot");
-	p->left--;
 	if (node >= 0)
 		return slot_continue(p->w, k, &p->w->nodes[node]);
-	cJSON *slot = slot_new(p, k);
+	cJSON *slot = strategy_is_single(p->w) ? slot_single(p, k) : slot_new(p, k);
 
 	p->next++;
 	return slot;
@@ -156,6 +190,27 @@ static size_t find_active(struct planner *p)
 	return count;
 }
 
+/* Slots k x samples and on: all samples of an attempt are of one node, and start from the same kernel. */
+static void plan_lane(struct planner *p, int k, cJSON *slots[WORLD_SLOTS])
+{
+	int first = k * p->samples;
+	cJSON *slot = slot_plan(p, k);
+
+	for (int i = 0; i < p->samples; i++) {
+		bool idle = json_get(slot, "skip"), none = !idle && p->left == 0;
+
+		if (none)
+			slots[first + i] = slot_skip(first + i, "no evaluation is left for this slot");
+		else
+			slots[first + i] = cJSON_Duplicate(slot, true);
+		json_set_number(slots[first + i], "slot", first + i);
+		if (!idle && !none && p->samples > 1)
+			json_set_number(slots[first + i], "sample", i + 1);
+		p->left -= !idle && !none;
+	}
+	cJSON_Delete(slot);
+}
+
 /* Open cycles come first: with few evaluations left it is new nodes that wait. */
 static cJSON *plan_slots(struct planner *p)
 {
@@ -164,18 +219,18 @@ static cJSON *plan_slots(struct planner *p)
 
 	for (int k = 0; k < width; k++)
 		if (p->active[k] >= 0)
-			slots[k] = slot_plan(p, k);
-	for (int k = 0; k < width; k++) {
-		if (!slots[k])
-			slots[k] = slot_plan(p, k);
-		cJSON_AddItemToArray(list, slots[k]);
-	}
+			plan_lane(p, k, slots);
+	for (int k = 0; k < width; k++)
+		if (p->active[k] < 0)
+			plan_lane(p, k, slots);
+	for (int i = 0; i < width * p->samples; i++)
+		cJSON_AddItemToArray(list, slots[i]);
 	return list;
 }
 
 cJSON *plan_make(const struct world *w, const char *world_sha256, const struct limits *limits, const struct calls_sum *spent, struct error *err)
 {
-	struct planner p = { .w = w };
+	struct planner p = { .w = w, .samples = world_samples(w) };
 	cJSON *plan, *from;
 	char *path;
 

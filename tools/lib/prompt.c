@@ -220,6 +220,43 @@ static int check_slot(const cJSON *plan, int slot, const cJSON *world, const cJS
 	return 0;
 }
 
+/* The value inspirations: other kernels of the search with their verdicts. */
+static int take_inspirations(struct parts *parts, const cJSON *others, const char *round_folder, struct error *err)
+{
+	const cJSON *other;
+	struct buf b;
+	int status = 0;
+
+	buf_init(&b, JSON_MAX_BYTES);
+	cJSON_ArrayForEach(other, others) {
+		struct files files;
+
+		if (!cJSON_IsObject(other) || status < 0)
+			continue;
+		files = planned_files(other, round_folder);
+		buf_printf(&b, "Node %s; it has passed.\n\n", json_string(other, "node"));
+		status = evidence_code(files.kernel, parts_language(parts), &b, err);
+		buf_putc(&b, '\n');
+		if (status == 0)
+			status = evidence_verdict(files.build, files.bench, &b, err);
+		files_release(&files);
+	}
+	if (b.len == 0)
+		buf_puts(&b, "(No other kernel has passed yet.)\n");
+	take(parts, "inspirations", &b, JSON_MAX_BYTES);
+	return status;
+}
+
+/* The modes of the strategies that have no tree: the kernel to change, what went wrong with its last change, others. */
+static int take_kernels_single(struct parts *parts, const cJSON *s, const char *round_folder, struct error *err)
+{
+	int status = take_parent(parts, json_get(s, "parent"), round_folder, err);
+
+	if (status == 0)
+		status = take_kernel(parts, json_get(s, "last"), round_folder, "last_code", "last_evidence", "The last change of it passed, or there was none.", err);
+	return status == 0 ? take_inspirations(parts, json_get(s, "others"), round_folder, err) : -1;
+}
+
 /* The kernels that a mode shows: the parent's always, the last attempt's when something went before, and the cycle's
  * best when there is one to improve. Two kernels at most. */
 static int take_kernels(struct parts *parts, const cJSON *s, const char *round_folder, struct error *err)
@@ -228,6 +265,8 @@ static int take_kernels(struct parts *parts, const cJSON *s, const char *round_f
 	const char *mode = json_string(s, "mode");
 	int status = 0;
 
+	if (strcmp(mode, "sample") == 0 || strcmp(mode, "climb") == 0 || strcmp(mode, "evolve") == 0)
+		return take_kernels_single(parts, s, round_folder, err);
 	if (strcmp(mode, "improve") != 0)
 		status = take_parent(parts, parent, round_folder, err);
 	if (status == 0 && strcmp(mode, "debug") == 0)
@@ -284,6 +323,12 @@ cJSON *prompt_code(const struct prompt_source *source, const cJSON *world, const
 	take_number(&parts, "cycle_attempt", json_number(s, "cycle_attempt", 1));
 	take_number(&parts, "k", json_number(json_get(world, "settings"), "k", 1));
 	cue = xasprintf("code/%s/%.0f", json_string(node, "id"), json_number(s, "attempt", 1));
+	if (json_get(s, "sample")) {
+		char *attempt = cue;
+
+		cue = xasprintf("%s/%.0f", attempt, json_number(s, "sample", 1));
+		free(attempt);
+	}
 	template = xasprintf("%s.md", json_string(s, "mode"));
 	request = finish(&parts, source, status, template, cue, err);
 	free(template);

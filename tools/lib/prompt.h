@@ -41,7 +41,7 @@ struct prompt_source {
 /* The first tree of a run; cue init/0. */
 cJSON *prompt_first_tree(const struct prompt_source *source, struct error *err);
 
-/* The code for slot `slot` of the plan; cue code/<node>/<attempt>. An idle slot gives {"skip": reason}. */
+/* The code for slot `slot` of the plan; cue code/<node>/<attempt>[/<sample>]. An idle slot gives {"skip": reason}. */
 cJSON *prompt_code(const struct prompt_source *source, const cJSON *world, const cJSON *plan, int slot, const char *round_folder, struct error *err);
 
 /* The edit of the tree after a cycle; cue edit/<node>/<cycle>. `world` already holds this round's measurements.

@@ -2,6 +2,7 @@
 
 #include "file.h"
 #include "json.h"
+#include "ledger.h"
 #include "outline.h"
 #include "request.h"
 #include "task.h"
@@ -319,6 +320,9 @@ int parts_world(struct parts *parts, const cJSON *world, const char *focus, stru
 		buf_puts(&b, "none has passed yet");
 	}
 	take_buf(parts, "best", &b, 400);
+	buf_init(&b, JSON_MAX_BYTES);
+	ledger_text(world, &b);
+	take_buf(parts, "ledger", &b, PART_LEDGER);
 	return 0;
 }
 

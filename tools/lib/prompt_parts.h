@@ -24,6 +24,7 @@ enum {
 	PART_REFUSED = 3000,
 	PART_ATTEMPTS = 3000,
 	PART_TRAJECTORY = 24000,
+	PART_LEDGER = 2000,
 	/* Kernels and verdicts: evidence.h. Two kernels and two verdicts at most are in one prompt: 68,000. */
 };
 
@@ -41,7 +42,8 @@ void parts_release(struct parts *parts);
  * task, workloads, baseline, header, interface, rules, hardware. */
 int parts_common(struct parts *parts, const struct prompt_source *source, struct error *err);
 
-/* What every prompt after the first holds: outline, summary, and best, one line about the fastest kernel. */
+/* What every prompt after the first holds: outline, summary, best, one line about the fastest kernel, and
+ * ledger, how good the predictions were. */
 int parts_world(struct parts *parts, const cJSON *world, const char *focus, struct error *err);
 
 /* "c" or "cuda", from the value `language` that parts_common has set. */

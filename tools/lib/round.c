@@ -5,6 +5,7 @@
 #include "json.h"
 #include "ops.h"
 #include "select.h"
+#include "strategy.h"
 #include "util.h"
 
 #include <stdlib.h>
@@ -48,11 +49,11 @@ static int check_plan(const struct round *r, struct error *err)
 		if (!node && !json_string(slot, "skip"))
 			return error_set(err, KM_EXIT_INPUT, "slot %d has neither node nor skip", k - 1);
 		for (other = slot->next; node && other; other = other->next)
-			if (json_string(other, "node") && strcmp(json_string(other, "node"), node) == 0)
+			if (json_string(other, "node") && strcmp(json_string(other, "node"), node) == 0 && (int)json_number(other, "slot", 0) / r->samples != (k - 1) / r->samples)
 				return error_set(err, KM_EXIT_INPUT, "node '%s' is in two slots", node);
 	}
 	if (k != r->width)
-		return error_set(err, KM_EXIT_INPUT, "it has %d slots, the world's width is %d", k, r->width);
+		return error_set(err, KM_EXIT_INPUT, "it has %d slots, the world wants %d", k, r->width);
 	return 0;
 }
 
@@ -65,7 +66,8 @@ static int load_world(struct round *r, struct error *err)
 		return -1;
 	if (world_adopt(&r->world, document, err) < 0)
 		return error_prefix(err, "'%s/%s'", r->folder, path);
-	r->width = (int)world_number(&r->world, "width");
+	r->samples = world_samples(&r->world);
+	r->width = (int)world_number(&r->world, "width") * r->samples;
 	return 0;
 }
 
@@ -120,40 +122,70 @@ static int build_seconds(struct round *r, int k, double *seconds, struct error *
 	return result;
 }
 
-static int measure_slot(struct round *r, int k, const cJSON *slot, struct error *err)
+static int load_verdict(struct round *r, int k, const cJSON *slot, struct cycle_verdict *v, cJSON **bench, struct error *err)
 {
-	cJSON *bench = load_of_slot(r, k, "bench", "bench.json", err);
 	double seconds = 0;
-	int result = -1;
 
-	if (!bench)
+	*bench = load_of_slot(r, k, "bench", "bench.json", err);
+	if (!*bench)
 		return -1;
-	if (json_get(bench, "skip"))
-		error_set(err, KM_EXIT_INPUT, "'%s/s%d/bench.json' has no verdict for a slot that the plan uses", r->folder, k);
-	else if (build_seconds(r, k, &seconds, err) == 0)
-		result = cycle_measure(&r->world, r->plan, slot, bench, seconds + json_number(bench, "seconds", 0), &r->reports[k], err);
-	cJSON_Delete(bench);
+	if (json_get(*bench, "skip"))
+		return error_set(err, KM_EXIT_INPUT, "'%s/s%d/bench.json' has no verdict for a slot that the plan uses", r->folder, k);
+	if (build_seconds(r, k, &seconds, err) < 0)
+		return -1;
+	*v = (struct cycle_verdict){ slot, *bench, seconds + json_number(*bench, "seconds", 0) };
+	return 0;
+}
+
+static const cJSON *slot_of(const struct round *r, int k)
+{
+	return cJSON_GetArrayItem(json_get(r->plan, "slots"), k);
+}
+
+/* The samples of one attempt, in the slots from `first` on. */
+static int measure_attempt(struct round *r, int first, struct error *err)
+{
+	cJSON *benches[WORLD_SLOTS] = { NULL };
+	struct cycle_verdict verdicts[WORLD_SLOTS];
+	int count = 0, result = 0;
+
+	for (int k = first; k < first + r->samples && result == 0; k++)
+		if (!json_string(slot_of(r, k), "skip")) {
+			result = load_verdict(r, k, slot_of(r, k), &verdicts[count], &benches[count], err);
+			count++;
+		}
+	if (result == 0 && count > 0)
+		result = round_judge(r, first, verdicts, count, err);
+	for (int i = 0; i < count; i++)
+		cJSON_Delete(benches[i]);
 	return result;
+}
+
+void round_begin(struct round *r)
+{
+	json_set_number(r->world.document, "round", json_number(r->plan, "round", 0));
+}
+
+int round_judge(struct round *r, int first, const struct cycle_verdict *verdicts, int count, struct error *err)
+{
+	return cycle_measure(&r->world, r->plan, verdicts, count, &r->reports[first], err);
 }
 
 int round_measure(struct round *r, struct error *err)
 {
-	const cJSON *slot;
-	int k = 0;
-
-	json_set_number(r->world.document, "round", json_number(r->plan, "round", 0));
-	cJSON_ArrayForEach(slot, json_get(r->plan, "slots")) {
-		if (!json_string(slot, "skip") && measure_slot(r, k, slot, err) < 0)
+	round_begin(r);
+	for (int k = 0; k < r->width; k += r->samples)
+		if (measure_attempt(r, k, err) < 0)
 			return -1;
-		k++;
-	}
 	cycle_settle(&r->world);
 	return 0;
 }
 
 /* ---- edits ------------------------------------------------------------------------------------------------------ */
 
-bool round_wants_refill(const struct round *r)
+/* Ask for more nodes in this round? If no cycle has ended, a slot is idle for want of a node, and fewer than
+ * WORLD_REFILLS refills in a row have brought nothing. */
+static bool wants_refill(const struct round *r)
 {
 	const cJSON *slot;
 	size_t open;
@@ -201,18 +233,34 @@ void round_apply_reply(struct world *w, const cJSON *reply, int slot, long solve
 		json_set_number(w->document, "refills_failed", 0);
 }
 
+enum round_asks round_asks(const struct round *r, int slot)
+{
+	if (strategy_is_single(&r->world))
+		return ROUND_ASKS_NOTHING;
+	if (r->reports[slot].ended)
+		return ROUND_ASKS_EDIT;
+	return slot == 0 && wants_refill(r) ? ROUND_ASKS_REFILL : ROUND_ASKS_NOTHING;
+}
+
+void round_reply(struct round *r, int slot, const cJSON *reply)
+{
+	const cJSON *ended = r->reports[slot].ended;
+	bool closed = ended && strcmp(json_string(ended, "outcome"), "closed") == 0;
+
+	if (!json_get(reply, "skip"))
+		round_apply_reply(&r->world, reply, slot, closed ? world_find(&r->world, json_string(ended, "node")) : -1);
+}
+
 int round_edit(struct round *r, struct error *err)
 {
 	for (int k = 0; k < r->width; k++) {
 		cJSON *reply = load_of_slot(r, k, "reply", "edit-reply.json", err);
-		const cJSON *ended = r->reports[k].ended;
-		bool closed = ended && strcmp(json_string(ended, "outcome"), "closed") == 0;
 
 		if (!reply)
 			return -1;
-		if (!json_get(reply, "skip"))
-			round_apply_reply(&r->world, reply, k, closed ? world_find(&r->world, json_string(ended, "node")) : -1);
+		round_reply(r, k, reply);
 		cJSON_Delete(reply);
 	}
+	strategy_fill(&r->world);
 	return 0;
 }

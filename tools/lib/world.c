@@ -331,6 +331,11 @@ void world_count(struct world *w, const char *key, long add)
 	json_set_number(w->document, key, json_number(w->document, key, 0) + (double)add);
 }
 
+int world_samples(const struct world *w)
+{
+	return (int)json_number(json_get(w->document, "settings"), "samples", 1);
+}
+
 bool world_is_paper(const struct world *w)
 {
 	return strcmp(json_string(json_get(w->document, "settings"), "policy"), "paper") == 0;
@@ -452,11 +457,12 @@ static cJSON *root_body(const char *task)
 
 static cJSON *settings_of(const cJSON *run)
 {
-	static const char *const keys[] = { "task", "target", "width", "k", "strategy", "policy", "seed" };
+	static const char *const keys[] = { "task", "target", "width", "k", "samples", "strategy", "policy", "seed" };
 	cJSON *settings = cJSON_CreateObject();
 
 	for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
-		json_set(settings, keys[i], cJSON_Duplicate(json_get(run, keys[i]), true));
+		if (json_get(run, keys[i]))
+			json_set(settings, keys[i], cJSON_Duplicate(json_get(run, keys[i]), true));
 	return settings;
 }
 

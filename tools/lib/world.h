@@ -25,7 +25,7 @@ enum {
 	WORLD_REFUSED = 50, /* refused operations that are kept, the latest */
 	WORLD_GATE = 4,     /* a node of higher difficulty is taken only if nothing else is left */
 	WORLD_REFILLS = 3,  /* refills in a row without a usable node that end a search */
-	WORLD_SLOTS = 64,   /* most slots of a round */
+	WORLD_SLOTS = 64,   /* most slots of a round, width times samples */
 };
 
 enum node_status { NODE_OPEN, NODE_ACTIVE, NODE_CLOSED, NODE_PRUNED, NODE_UNRECORDED };
@@ -84,6 +84,7 @@ long world_next_below(const struct world *w, long i, long top);
 /* An integer setting or counter of the document. */
 long world_number(const struct world *w, const char *key);
 void world_count(struct world *w, const char *key, long add);
+int world_samples(const struct world *w); /* settings.samples: slots that share a node and an attempt; 1 by default */
 bool world_is_paper(const struct world *w); /* settings.policy is "paper" */
 
 /* Log a refused operation; keeps the latest WORLD_REFUSED. Texts are cut to one line of 200 and 400 bytes. */

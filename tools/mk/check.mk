@@ -42,10 +42,14 @@ lint: ## warnings as errors, gcc -fanalyzer, cppcheck, shellcheck, man pages aga
 bench-tools: all ## what the tools themselves take: time per round, nothing to do, 10,000 nodes, prompts
 	+$(Q)tests/bench-tools.sh
 
+SIMULATE ?=
+simulate: all ## compare the strategies on synthetic landscapes: SIMULATE='--runs 1000 --evals 40 --seed 2'
+	$(Q)$(BIN)/km-simulate $(SIMULATE) | tools/report columns
+
 TASK_FOLDER = $(if $(findstring /,$(TASK)),$(TASK),tasks/$(TASK))
 check-task: all ## prove a task: TASK=
 	$(call need,TASK,a task in tasks/)
 	$(Q)$(BIN)/km-check-task $(TASK_FOLDER)
 
 -include $(wildcard $(PEERS)/*.d)
-.PHONY: test test-programs lint bench-tools check-task
+.PHONY: test test-programs lint bench-tools simulate check-task

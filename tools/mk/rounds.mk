@@ -1,6 +1,6 @@
 # rounds.mk - the search as explicit rules, one set a round, for the run in $(S).
 #
-# Reads    S WIDTH ROUNDS KERNEL and the limits; tools/run gives them from run.json, and so does the first block here
+# Reads    S WIDTH SAMPLES ROUNDS KERNEL and the limits; tools/run gives them from run.json, and so does the first block here
 #          when make is asked for a file of a run by its name.
 # Makes    $(S)/rNNNNN/... ; design in one line: world -> plan -> slots (request .. bench, edit) -> next world.
 # Example  tools/run state/mine TASK=sgemm_cpu -- make -k rounds
@@ -12,6 +12,7 @@
 RUN_SETTING = $(shell jq -r '$(1) // empty' $(S)/run.json 2>/dev/null)
 ifeq ($(WIDTH),)
 WIDTH := $(call RUN_SETTING,.width)
+SAMPLES := $(call RUN_SETTING,.samples)
 ROUNDS := $(or $(ROUNDS),$(call RUN_SETTING,.defaults.rounds))
 EVALS := $(or $(EVALS),$(call RUN_SETTING,.defaults.evals))
 PROVIDER := $(or $(PROVIDER),$(call RUN_SETTING,.defaults.provider))
@@ -38,7 +39,7 @@ EXAMINE := $(if $(filter cuda,$(LANGUAGE)),$(if $(PROFILE),--profile) $(if $(CHE
 COMPILE := $(BIN)/km-compile --task $(S)/task $(REPLAY) $(if $(MARCH),--march $(MARCH))
 export EXEC
 
-SLOTS := $(addprefix s,$(shell seq 0 $$(($(WIDTH) - 1))))
+SLOTS := $(addprefix s,$(shell seq 0 $$(($(WIDTH) * $(or $(SAMPLES),1) - 1))))
 SLOT_FILES := request.json reply.json candidate.json $(KERNEL) build.json bench.json edit-request.json edit-reply.json
 
 # $(1) a round's folder, $(2) a slot: s0, s1, ..., $(3) the previous round's folder

@@ -1,0 +1,118 @@
+#!/usr/bin/env bats
+# STRATEGY: who fills the frontier. Each through make and the real programs, with a scripted model and judge.
+
+load helpers
+
+setup() {
+	cd "$BATS_TEST_TMPDIR" || return
+	PROGRAM_FOLDER=$BATS_TEST_TMPDIR/programs
+	fake_judge "$PROGRAM_FOLDER"
+	export EXEC=$ROOT/tests/peer/model.sh
+}
+
+# search STRATEGY [NAME=VALUE...]: a run of that name.
+search() {
+	local strategy=$1
+	shift
+	run km_run "$strategy" TASK=sgemm_cpu PROVIDER=exec STRATEGY="$strategy" "$@"
+	[ "$status" -eq 0 ] || { echo "$strategy: $output"; return 1; }
+}
+
+last_world() {
+	local file
+	for file in "$STATE/$1"/r*/world.json; do :; done
+	echo "$file"
+}
+
+@test "each strategy ends at its evaluations, and only world asks for edits" {
+	local strategy
+	for strategy in world evolve greedy best-of-n; do
+		search "$strategy" WIDTH=2 EVALS=8 K=2
+		[[ $output == *'ended: 8 of 8 evaluations'* ]]
+		[ "$(jq .evaluations "$(last_world "$strategy")")" -eq 8 ]
+		if [ "$strategy" = world ]; then
+			grep -q '"cue": "edit/' "$STATE/$strategy"/calls/*.json
+		else
+			! grep -lE '"cue": "(init|edit|refill)/' "$STATE/$strategy"/calls/*.json
+		fi
+	done
+}
+
+@test "the part of the prompts about the task is word for word the same" {
+	local strategy request
+	for strategy in world evolve greedy best-of-n; do
+		search "$strategy" EVALS=1
+		request=$STATE/$strategy/r00001/s0/request.json
+		jq -r '.messages[0].content' "$request" >"$strategy.system"
+		# The sheet about the machine is the last part before what the strategy has to say.
+		jq -r '.messages[1].content' "$request" | sed '/^# Where the search stands/,$d; /^# What to do/,$d; /^# The kernel to/,$d' >"$strategy.task"
+		grep -q 'The interface of a kernel' "$strategy.task"
+		cmp "$strategy.task" world.task
+		cmp "$strategy.system" world.system
+	done
+}
+
+@test "best-of-n starts from the beginning, greedy from the best of all, evolve from its island" {
+	local world=
+	search best-of-n EVALS=9
+	jq -e '[.nodes[1:][] | .parent] | unique == ["root"]' "$(last_world best-of-n)"
+	search greedy EVALS=12
+	local plan before
+	for plan in "$STATE"/greedy/r*/plan.json; do
+		before=$(dirname "$plan")/$(jq -r .world.path "$plan")
+		[ "$(jq -r '.slots[0].base.node' "$plan")" = "$(jq -r '.best.node' "$before")" ]
+	done
+	search evolve EVALS=30 ROUNDS=60
+	world=$(last_world evolve)
+	# Each changes a kernel that was on its island; all islands are used, and some kernel has moved by migration.
+	jq -e '([.nodes[] | {key: .id, value: .}] | from_entries) as $node |
+		[.nodes[1:][] | select(.parent != "root") | .islands[0] as $i | $node[.parent].islands | index($i) != null] | length > 5 and all' "$world"
+	jq -e '[.nodes[1:][].islands[0]] | unique == [0, 1, 2]' "$world"
+	jq -e '[.nodes[1:][] | select(.islands | length > 1)] | length > 0' "$world"
+	jq -e '[.nodes[] | select(.inspirations | length == 2)] | length > 3' "$world"
+}
+
+@test "evolve shows kernel, inspirations and the last failure; a failure is pruned and kept" {
+	search evolve EVALS=30 ROUNDS=60
+	local plan slot shown=0 failed=0 other
+	for plan in "$STATE"/evolve/r*/plan.json; do
+		slot=${plan%/*}/s0
+		[ "$(jq -r '.slots[0].skip' "$plan")" = null ] || continue
+		for other in $(jq -r '.slots[0].others[]?.node' "$plan"); do
+			jq -r '.messages[1].content' "$slot/request.json" | grep -qF "Node $other; it has passed."
+			shown=$((shown + 1))
+		done
+		[ "$(jq -r '.slots[0].last' "$plan")" = null ] || failed=$((failed + 1))
+	done
+	[ "$shown" -gt 10 ]
+	[ "$failed" -gt 0 ]
+	jq -e '[.nodes[1:][] | select(.status == "pruned")] | length > 0 and all(.[]; .failure.status != "PASSED" and .solution == null)' "$(last_world evolve)"
+}
+
+@test "a replay of evolve with its verdicts is the same search; without more replies it ends" {
+	search evolve EVALS=9
+	km_make record RUN=evolve TO="$PWD/recording"
+	run km_run again FROM="$PWD/recording"
+	echo "$output"
+	[ "$status" -eq 0 ]
+	diff <(jq -S 'del(.made_by)' "$(last_world evolve)") <(jq -S 'del(.made_by)' "$(last_world again)")
+	run km_run again FROM="$PWD/recording" EVALS=50 ROUNDS=50
+	[ "$status" -eq 0 ]
+	[[ $output == *'ended: nothing left to try'* ]]
+}
+
+@test "samples of an attempt are judged together: the best speaks, each is an evaluation" {
+	# The same prompt, another reply each time.
+	EXEC="{ cat; date +%N; } | $ROOT/tests/peer/model.sh"
+	search world SAMPLES=3 WIDTH=2 EVALS=12 K=2
+	jq -e '.slots | length == 6 and ([.[0:3][] | {node, attempt}] | unique | length == 1) and [.[].sample] == [1, 2, 3, 1, 2, 3]' "$STATE/world/r00001/plan.json"
+	grep -lE '"cue": "code/[^"]*/1/3"' "$STATE"/world/calls/*.json
+	local world attempt best round=r00001
+	world=$STATE/world/r00001/world.json
+	[ "$(jq .evaluations "$world")" -eq 6 ]
+	best=$(jq -s '[.[] | .score // 0] | max' "$STATE"/world/$round/s[012]/bench.json)
+	jq -e --argjson best "$best" '[.nodes[] | select(.cycle) | .cycle.attempts[0].score // 0] | index($best) != null' "$world"
+	jq -e '[.nodes[] | select(.cycle) | .cycle.attempts | length] == [1, 1]' "$world"
+	run km_run world WIDTH=2 SAMPLES=2
+	[ "$status" -eq 2 ]
+}
