@@ -22,6 +22,7 @@
 #include <limits.h>
 #include <math.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -244,7 +245,11 @@ static int find_folders(struct keeper *k, struct error *err)
 {
 	char *driver = keeper_link_library(&k->link, "libcuda.so");
 	struct toolchain *tools = xcalloc(1, sizeof(*tools));
-	int status = toolchain_find_cuda(NULL, tools, err);
+	char arch[16]; /* known here: to be asked of the management library it would be opened once more */
+	int status;
+
+	snprintf(arch, sizeof(arch), "sm_%d%d", k->device.major, k->device.minor);
+	status = toolchain_find_cuda(arch, tools, err);
 
 	add_folder(k, driver);
 	for (size_t i = 0; i < TOOLCHAIN_FOLDERS && status == 0 && tools->folders[i][0]; i++)
@@ -386,8 +391,12 @@ static void cuda_close(struct keeper *k)
 {
 	if (!k)
 		return;
+	/* All contexts go at the same time: each takes a tenth of a second or two. */
 	for (size_t i = 0; i <= k->control; i++)
-		cuda_stop(k, i);
+		runner_process_kill(&k->participants[i].runner);
+	keeper_link_hang_up(&k->link);
+	for (size_t i = 0; i <= k->control; i++)
+		runner_process_end(&k->participants[i].runner);
 	keeper_link_end(&k->link);
 	nvml_close(k->nvml);
 	for (size_t i = 0; i < sizeof(k->nodes) / sizeof(*k->nodes); i++)

@@ -113,10 +113,16 @@ static bool has_ended(struct keeper_link *l, double seconds)
 	return true;
 }
 
-void keeper_link_end(struct keeper_link *l)
+void keeper_link_hang_up(struct keeper_link *l)
 {
 	if (l->socket >= 0)
 		close(l->socket);
+	l->socket = -1;
+}
+
+void keeper_link_end(struct keeper_link *l)
+{
+	keeper_link_hang_up(l);
 	if (!has_ended(l, END_SECONDS)) {
 		kill(l->pid, SIGKILL);
 		while (waitpid(l->pid, NULL, 0) < 0 && errno == EINTR)
@@ -125,7 +131,7 @@ void keeper_link_end(struct keeper_link *l)
 	}
 	if (l->said >= 0)
 		close(l->said);
-	l->socket = l->said = -1;
+	l->said = -1;
 }
 
 /* The last line that it wrote. */

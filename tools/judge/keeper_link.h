@@ -31,6 +31,8 @@ int keeper_link_ask(struct keeper_link *l, struct keeper_message *m, double seco
 /* The real folder of the library whose name begins so ("libcuda.so") that it has opened. The caller frees; NULL if none. */
 char *keeper_link_library(const struct keeper_link *l, const char *name);
 
+/* Close the socket, on which it ends, and do not wait: keeper_link_end is to follow. */
+void keeper_link_hang_up(struct keeper_link *l);
 /* Close the socket and wait until it is gone. */
 void keeper_link_end(struct keeper_link *l);
 

@@ -989,6 +989,31 @@ static void expect_refusal(struct selftest *t, enum keeper_kind kind, const char
 	tell(t, !done && t->m.kind == KEEPER_FAILED && t->m.value == KM_EXIT_USAGE && t->m.text[0], "refused: %s (%s)", what, t->m.text);
 }
 
+static double ask_memory(struct selftest *t)
+{
+	t->m = (struct keeper_message){ .kind = 0 };
+	return ask(t, KEEPER_MEMORY) ? (double)t->m.count : 0;
+}
+
+/* What somebody takes is missing, and back when it is given back; others may use the device meanwhile. */
+static void test_memory(struct selftest *t)
+{
+	const double bytes = 1 << 30;
+	double before = ask_memory(t), with, after;
+	struct device_slab slab;
+	struct error err;
+
+	if (device_slab_make(t->k.device, &slab, "a test", (size_t)bytes, &err) < 0) {
+		tell_error(t, "memory", &err);
+		return;
+	}
+	with = ask_memory(t);
+	device_slab_release(t->k.device, &slab);
+	after = ask_memory(t);
+	tell(t, before - with > 0.9 * bytes && before - with < 1.1 * bytes && after - with > 0.9 * bytes,
+	     "memory that is taken is missing: %.3f GB of %.3f, %.3f come back", (before - with) / 1e9, bytes / 1e9, (after - with) / 1e9);
+}
+
 static void test_refusals(struct selftest *t)
 {
 	t->m = (struct keeper_message){ .who = PARTICIPANTS };
@@ -1162,6 +1187,7 @@ static void test_all(struct selftest *t)
 	}
 	test_batch(t);
 	test_clock(t);
+	test_memory(t);
 	test_refusals(t);
 	test_large(t);
 	time_workload(t, t->small, "small");

@@ -90,6 +90,12 @@ static void let_end(struct runner_process *r)
 		poll(NULL, 0, TICK_MS);
 }
 
+void runner_process_kill(struct runner_process *r)
+{
+	if (r->sandbox && !r->wrapped)
+		sandbox_kill(r->sandbox);
+}
+
 void runner_process_end(struct runner_process *r)
 {
 	struct process_result end = { 0 };

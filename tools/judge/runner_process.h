@@ -78,6 +78,9 @@ int runner_process_enqueue(struct runner_process *r, struct protocol_message *qu
 int runner_process_await(struct runner_process *r, double seconds, const char *what, struct runner_answer *answer,
 			 uint64_t *fault_address, struct verdict *v, struct error *err);
 
+/* Kill it, but for one under a tool, and do not wait: runner_process_end is to follow. */
+void runner_process_kill(struct runner_process *r);
+
 /* Kill it and all that it started. One under a tool is given the time to end by itself first. */
 void runner_process_end(struct runner_process *r);
 

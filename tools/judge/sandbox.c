@@ -669,6 +669,11 @@ static void kill_all(struct sandbox *s)
 		kill(s->child, SIGKILL);
 }
 
+void sandbox_kill(struct sandbox *s)
+{
+	kill_all(s);
+}
+
 static bool has_ended(struct sandbox *s)
 {
 	pid_t pid = s->ended ? 0 : waitpid(s->child, &s->wait_status, WNOHANG);

@@ -83,6 +83,9 @@ double sandbox_cpu_seconds(struct sandbox *s);
 bool sandbox_stop(struct sandbox *s);
 bool sandbox_continue(struct sandbox *s);
 
+/* Kill all of it, and do not wait: sandbox_end is to follow. */
+void sandbox_kill(struct sandbox *s);
+
 /* How it ended (sandbox_end), in a process_result without output. .signal is the program's: the kernel's seccomp
  * SIGSYS, SIGSEGV, SIGXCPU, ... (bubblewrap reports 128 + signal, which is translated back; a program that itself exits
  * with such a code looks the same). Flags timed_out, over_memory say that we killed it; not_started that bubblewrap
