@@ -142,13 +142,13 @@ static void test_others_disturbed(void **state)
 	struct judge_result r;
 
 	(void)state;
-	judge(BASELINE, 8e-6, &r);
+	judge(BASELINE, 8.5e-6, &r);
 	assert_int_equal(r.verdict.status, VERDICT_REJECTED);
 	assert_string_equal(r.verdict.rule, "work-between-calls");
 	assert_non_null(strstr(r.verdict.message, "the baseline takes 48."));
 	assert_int_equal(r.failed_workload, 0);
 	judge_result_release(&r, 1);
-	judge(RIVAL, 8e-6, &r);
+	judge(RIVAL, 8.5e-6, &r);
 	assert_int_equal(r.verdict.status, VERDICT_REJECTED);
 	assert_non_null(strstr(r.verdict.message, "the rival takes 38."));
 	judge_result_release(&r, 1);
