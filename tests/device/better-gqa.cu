@@ -36,20 +36,18 @@ __device__ static void unpack(uint4 bits, float *x)
 	}
 }
 
-/* The sum over 16 lanes of x[i], in lane i. */
-__device__ static float scatter_sums(float *x, int lane)
+/* The sum over 2 * N lanes of x[i], in lane i. Steps are instances of this, so that all indices are known and x stays in registers. */
+template <int N> __device__ static float scatter_sums(float *x, int lane)
 {
-#pragma unroll
-	for (int n = LANES / 2; n > 0; n /= 2) {
-		bool upper = lane & n;
+	bool upper = lane & N;
 
-#pragma unroll
-		for (int i = 0; i < n; i++) {
-			float mine = upper ? x[i + n] : x[i], other = upper ? x[i] : x[i + n];
+	for (int i = 0; i < N; i++) {
+		float mine = upper ? x[i + N] : x[i], other = upper ? x[i] : x[i + N];
 
-			x[i] = mine + __shfl_xor_sync(~0u, other, n);
-		}
+		x[i] = mine + __shfl_xor_sync(~0u, other, N);
 	}
+	if constexpr (N > 1)
+		return scatter_sums<N / 2>(x, lane);
 	return x[0];
 }
 
@@ -63,7 +61,7 @@ __device__ static void visit(const float (*q)[OWN], const float (*k)[OWN], const
 		for (int j = 0; j < PAIR; j++)
 			for (int i = 0; i < OWN; i++)
 				s[h * PAIR + j] += q[h][i] * k[j][i];
-	logit = scatter_sums(s, lane);
+	logit = scatter_sums<LANES / 2>(s, lane);
 	logit = mine ? logit * scale : -INFINITY;
 	higher = fmaxf(*max, fmaxf(logit, __shfl_xor_sync(~0u, logit, 1)));
 	old = __expf(*max - higher);

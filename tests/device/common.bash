@@ -16,7 +16,7 @@ root=$(cd "$here/../.." && pwd)
 bin=${KM_BIN:-$root/bin}
 [[ $bin == /* ]] || bin=$root/$bin
 name=${0##*/}
-bad=0
+about='' bad=0
 
 die() {
 	echo "$name: $*" >&2
@@ -156,6 +156,7 @@ holds() {
 	fi
 }
 
+# shellcheck disable=SC2120 # scripts pass words
 finish() {
 	if [ "$bad" = 0 ]; then
 		echo "ok $name: $* ($SECONDS s)"
