@@ -10,6 +10,7 @@
 #include "file.h"
 #include "input.h"
 #include "json.h"
+#include "ledger.h"
 #include "ops.h"
 #include "prompt.h"
 #include "round.h"
@@ -27,11 +28,13 @@ static const char usage[] =
 	"       km-update world [OPTION]... PLAN.json\n"
 	"       km-update world --first --reply REPLY.json [OPTION]... RUN.json\n"
 	"       km-update check\n"
+	"       km-update ledger [-o FILE] WORLD.json\n"
 	"Let measurements and the model's edits change the tree of a search.\n"
 	"\n"
 	"  request               write the request for the edit call of a slot, or {\"skip\": reason}\n"
 	"  world                 write the next world.json\n"
 	"  check                 can the text on standard input be read as a tree reply?\n"
+	"  ledger                print how good the predictions were\n"
 	"\n"
 	"      --slot K          the slot whose edit call it is\n"
 	"      --first           the first tree of a run, from its run.json\n"
@@ -75,16 +78,17 @@ static void parse_option(struct options *o, int c)
 static void check_options(const struct options *o, int operands)
 {
 	bool request = strcmp(o->command, "request") == 0, world = strcmp(o->command, "world") == 0;
+	bool ledger = strcmp(o->command, "ledger") == 0;
 
 	if (strcmp(o->command, "check") == 0) {
 		if (operands != 0)
 			die_usage("check reads standard input and takes no file");
 		return;
 	}
-	if (!request && !world)
+	if (!request && !world && !ledger)
 		die_usage("unknown command '%s'", o->command);
 	if (operands != 1)
-		die_usage("one %s is needed", o->first ? "run.json" : "plan.json");
+		die_usage("one %s is needed", ledger ? "world.json" : o->first ? "run.json" : "plan.json");
 	if (request && !o->first && o->slot < 0)
 		die_usage("request needs --slot or --first");
 	if (world && o->first && !o->reply)
@@ -106,7 +110,7 @@ static struct options parse_options(int argc, char **argv)
 	while ((c = getopt_long(argc, argv, "o:hV", longs, NULL)) != -1)
 		parse_option(&o, c);
 	if (optind == argc)
-		die_usage("a command is needed: request, world or check");
+		die_usage("a command is needed: request, world, check or ledger");
 	o.command = argv[optind++];
 	check_options(&o, argc - optind);
 	o.input = argv[optind];
@@ -126,6 +130,24 @@ static int check(struct error *err)
 	buf_release(&b);
 	cJSON_Delete(reply);
 	return reply ? 0 : -1;
+}
+
+/* ---- ledger ----------------------------------------------------------------------------------------------------- */
+
+static int ledger(const struct options *o, struct error *err)
+{
+	cJSON *world = json_load(o->input, "world", err);
+	struct buf text;
+	int result;
+
+	if (!world)
+		return -1;
+	buf_init(&text, JSON_MAX_BYTES);
+	ledger_text(world, &text);
+	result = file_write(o->output, text.data, text.len, err);
+	buf_release(&text);
+	cJSON_Delete(world);
+	return result;
 }
 
 /* ---- request ---------------------------------------------------------------------------------------------------- */
@@ -283,6 +305,8 @@ int main(int argc, char **argv)
 	o = parse_options(argc, argv);
 	if (strcmp(o.command, "check") == 0)
 		result = check(&err);
+	else if (strcmp(o.command, "ledger") == 0)
+		result = ledger(&o, &err);
 	else if (strcmp(o.command, "request") == 0)
 		result = write_request(&o, &err);
 	else

@@ -35,9 +35,10 @@ CHECK_WITH ?=
 FROM ?=
 TO ?=
 PACK ?=
+FINAL ?=
 KERNEL ?=
 
-SETTING_NAMES := TASK WIDTH K SAMPLES STRATEGY POLICY SEED ROUNDS EVALS PROVIDER MODEL JUDGE TARGET PATIENCE USD TOKENS SECONDS FROM
+SETTING_NAMES := TASK WIDTH K SAMPLES STRATEGY POLICY SEED ROUNDS EVALS PROVIDER MODEL JUDGE TARGET PATIENCE USD TOKENS SECONDS FROM FINAL
 SETTINGS = $(foreach n,$(SETTING_NAMES),$(if $($(n)),$(n)='$($(n))'))
 export KM_BIN := $(BIN)
 export EXEC
@@ -52,7 +53,7 @@ status: all ## what a run has found and spent: RUN=
 	$(call need,RUN,a run in state/)
 	$(Q)tools/report status $(S)
 
-best: all ## judge the best kernel on all workloads into state/RUN/best/: RUN=
+best: all ## judge the best kernel on the final workloads into state/RUN/best/: RUN=
 	$(call need,RUN,a run in state/)
 	$(Q)tools/report best $(S) $(if $(MARCH),--march '$(MARCH)')
 

@@ -1,0 +1,74 @@
+#!/usr/bin/env bats
+# The winner is measured again at the end, and that figure is reported; what fails there is no winner.
+
+load helpers
+
+setup() {
+	cd "$BATS_TEST_TMPDIR" || return
+	PROGRAM_FOLDER=$BATS_TEST_TMPDIR/programs
+	fake_judge "$PROGRAM_FOLDER"
+	# Judgements of the final workloads (--set all) go through the file `finally`, a jq filter; the Nth line for the Nth.
+	mkdir "$PROGRAM_FOLDER/plain"
+	mv "$PROGRAM_FOLDER/km-bench" "$PROGRAM_FOLDER/plain/"
+	cat >"$PROGRAM_FOLDER/km-bench" <<-'END'
+		#!/usr/bin/env bash
+		set -eu
+		folder=$(dirname "$0")
+		case " $* " in *' --set all '*) ;; *) exec "$folder/plain/km-bench" "$@" ;; esac
+		"$folder/plain/km-bench" "$@"
+		while [ "$1" != -o ]; do shift; done
+		echo x >>"$folder/count"
+		filter=$(sed -n "$(wc -l <"$folder/count")p" "$folder/finally")
+		[ "$filter" != waits ] || { rm "$2"; exit 75; }
+		jq "$filter" "$2" >"$2.new"
+		mv "$2.new" "$2"
+	END
+	chmod +x "$PROGRAM_FOLDER/km-bench"
+	export EXEC=$ROOT/tests/peer/model.sh
+}
+
+@test "the last line has the figure of the final workloads, and a second call does not judge again" {
+	echo '.workloads += [.workloads[0] | .set = "final" | .speedup = 3.25] | .score = 900' >"$PROGRAM_FOLDER/finally"
+	run km_run a TASK=sgemm_cpu PROVIDER=exec EVALS=8
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[[ ${lines[-1]} == 'best: 3.3x (node '* || ${lines[-1]} == 'best: 3.2x (node '* ]]
+	[[ ${lines[-2]} == *'again on the same workloads as 9.0x'* ]]
+	[ -s "$STATE/a/best/kernel.c" ]
+	run km_run a TASK=sgemm_cpu
+	[ "$status" -eq 0 ]
+	[[ ${lines[-1]} == 'best: 3.'* ]]
+	[ "$(wc -l <"$PROGRAM_FOLDER/count")" -eq 1 ]
+}
+
+@test "a kernel that fails on the final workloads is no winner, the next fastest is" {
+	printf '%s\n' '.status = "INCORRECT_NUMERICAL" | .score = null' '.score = 200' >"$PROGRAM_FOLDER/finally"
+	run km_run a TASK=sgemm_cpu PROVIDER=exec EVALS=12 K=1
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[[ $output == *'passed in the search, and on the final workloads it is INCORRECT_NUMERICAL'* ]]
+	[[ ${lines[-1]} == 'best: 2.0x (node '* ]]
+	local world
+	for world in "$STATE"/a/r*/world.json; do :; done
+	[ "$(cut -f1 "$STATE/a/best/winner.tsv")" != "$(jq -r .best.node "$world")" ]
+}
+
+@test "where the device is missing the search ends all the same, with the figure that it has" {
+	echo waits >"$PROGRAM_FOLDER/finally"
+	run km_run a TASK=sgemm_cpu PROVIDER=exec EVALS=8
+	[ "$status" -eq 0 ]
+	[[ $output == *'was not measured again on the final workloads'* ]]
+	[[ ${lines[-1]} == 'best: '*'x (node '* ]]
+}
+
+@test "status and the final table say how good the predictions were" {
+	run km_run a TASK=sgemm_cpu PROVIDER=exec EVALS=9 K=1 FINAL=no
+	[[ $output == *'Predictions, as factors over the baseline'* ]]
+	run km_make status RUN=a
+	[[ $output == *'- all: '*' predictions, confidence 0.50 on average; '* ]]
+	local world request
+	for world in "$STATE"/a/r*/world.json; do :; done
+	[ "$(jq '.ledger | length' "$world")" -eq "$(jq '.cycles' "$world")" ]
+	for request in "$STATE"/a/r*/s0/edit-request.json; do :; done
+	jq -r '.messages[1].content' "$request" | grep -q '^- all: [0-9]* prediction'
+}
