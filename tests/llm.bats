@@ -1,20 +1,13 @@
 #!/usr/bin/env bats
-# km-llm: a real HTTP exchange on loopback, the other providers, and what is stored when.
+# km-llm: what is stored when, checks, limits, and the providers that need no network (those that do: service.bats).
 
 load helpers
 
 setup() {
 	cd "$BATS_TEST_TMPDIR" || return
-	unset KM_BASE_URL KM_API_KEY OPENAI_API_KEY KM_EXEC KM_PRICE http_proxy HTTP_PROXY all_proxy ALL_PROXY
-	PEER="${PEERS:?}/http_peer"
-	[ -x "$PEER" ] || { PEER=$BATS_TEST_TMPDIR/http_peer && gcc -std=gnu11 -D_GNU_SOURCE -o "$PEER" "$ROOT/tests/peer/http_peer.c"; }
-	SERVER=
-	mkdir run server
+	unset KM_BASE_URL KM_API_KEY OPENAI_API_KEY ANTHROPIC_API_KEY KM_EXEC KM_PRICE http_proxy HTTP_PROXY all_proxy ALL_PROXY
+	mkdir run
 	request code/tile.0a1b/1 > request.json
-}
-
-teardown() {
-	[ -z "$SERVER" ] || kill "$SERVER" 2>/dev/null || true
 }
 
 # A request with cue $1; model $2.
@@ -27,25 +20,6 @@ request() {
 }
 
 id_of() { jq -r .id "$1"; }
-
-# Put the answer to connection $1 in place: status line $2, body $3, more header lines $4.
-respond() {
-	printf 'HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%bConnection: close\r\n\r\n%s' \
-		"$2" "$(printf %s "$3" | wc -c)" "${4-}" "$3" > "server/reply.$1"
-}
-
-completion() {
-	jq -cn --arg text "$1" '{id: "x", model: "test-model-2024", choices: [{message: {role: "assistant", content: $text}, finish_reason: "stop"}],
-		usage: {prompt_tokens: 11, completion_tokens: 7}}'
-}
-
-serve() {
-	"$PEER" server > server/port 3>&- &
-	SERVER=$!
-	while [ ! -s server/port ]; do sleep 0.01; done
-	KM_BASE_URL="http://127.0.0.1:$(cat server/port)/v1"
-	export KM_BASE_URL
-}
 
 llm() { "$KM/km-llm" --run run -o reply.json "$@" request.json; }
 
@@ -69,112 +43,6 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 	[[ $output == *--exec* ]]
 }
 
-@test "openai: the request goes out as chat completions, the reply and the ledger come back" {
-	respond 1 "200 OK" "$(completion $'Hello\n```c\nint x;\n```')"
-	serve
-	export KM_API_KEY=sk-secret-0123456789 KM_PRICE=2,10
-	llm --provider openai
-	[ "$(jq -r .status reply.json)" = answered ]
-	[ "$(jq -r .text reply.json)" = $'Hello\n```c\nint x;\n```' ]
-	[ "$(jq -r .model reply.json)" = test-model-2024 ]
-	[ "$(jq -c '[.tokens_in, .tokens_out]' reply.json)" = "[11,7]" ]
-	[ "$(jq -r .usd reply.json)" = 9.2e-05 ]
-	head -1 server/request.1 | grep -q '^POST /v1/chat/completions HTTP/1.1'
-	grep -qi '^Authorization: Bearer sk-secret-0123456789' server/request.1
-	sed '1,/^\r$/d' server/request.1 > body.json
-	[ "$(jq -c '[.model, .max_tokens, .stream, (.messages | length), has("temperature")]' body.json)" = '["test-model",50,false,2,false]' ]
-	id=$(id_of request.json)
-	[ "$(jq -r .request.id "run/calls/$id.json")" = "$id" ]
-	[ "$(jq -r .raw "run/calls/$id.json" | jq -r .id)" = x ]
-	"$KM/km-validate" call "run/calls/$id.json"
-	"$KM/km-validate" reply reply.json
-	[ "$(count start)" -eq 1 ]
-	[ "$(count end)" -eq 1 ]
-	[ "$(awk -F'\t' '$1 == "end" && $6 == 11 && $7 == 7 && $8 == "0.000092"' run/calls.tsv | wc -l)" -eq 1 ]
-}
-
-@test "openai: 429, 500 and a reset are tried again, and paid once" {
-	respond 1 "429 Too Many Requests" '{"error": {"message": "slow down"}}' 'Retry-After: 0\r\n'
-	echo '!reset' > server/reply.2
-	respond 3 "200 OK" "$(completion fine)"
-	serve
-	llm --provider openai
-	[ "$(jq -r .text reply.json)" = fine ]
-	[ "$(count start)" -eq 1 ]
-	[ "$(count end)" -eq 1 ]
-}
-
-@test "openai: three failures give up with the status and the server's words" {
-	for n in 1 2 3; do respond $n "503 Service Unavailable" '{"error": {"message": "overloaded today"}}' 'Retry-After: 0\r\n'; done
-	serve
-	run llm --provider openai
-	[ "$status" -eq 4 ]
-	[[ $output == *"HTTP status 503 (3 tries): overloaded today"* ]]
-	[ ! -e reply.json ]
-	[ "$(count start)" -eq 1 ]
-	[ "$(count end)" -eq 0 ]
-	[ -e server/request.3 ]
-}
-
-@test "openai: what cannot get better is not tried again, and the run can go on" {
-	respond 1 "401 Unauthorized" '{"error": {"message": "bad key"}}'
-	respond 2 "429 Too Many Requests" '{"error": "quota"}' 'Retry-After: 3600\r\n'
-	respond 3 "200 OK" 'not json'
-	respond 4 "200 OK" '{"choices": []}'
-	respond 5 "200 OK" "$(completion good)"
-	serve
-	for want in "HTTP status 401 (1 try): bad key" "HTTP status 429 (1 try): quota" "not JSON" "no choices"; do
-		run llm --provider openai
-		[ "$status" -eq 4 ]
-		[[ $output == *"$want"* ]]
-		[ ! -e reply.json ]
-	done
-	llm --provider openai
-	[ "$(jq -r .text reply.json)" = good ]
-	[ "$(count end)" -eq 1 ]
-}
-
-@test "openai: a key that the server repeats is in no file and no message" {
-	key=sk-secret-0123456789abcdef
-	export OPENAI_API_KEY=$key
-	respond 1 "401 Unauthorized" "{\"error\": {\"message\": \"wrong key $key\"}}"
-	respond 2 "200 OK" "$(completion "your key is $key")"
-	serve
-	run llm --provider openai
-	[ "$status" -eq 4 ]
-	[[ $output == *"[key removed]"* ]]
-	[[ $output != *"$key"* ]]
-	llm --provider openai
-	[ "$(jq -r .text reply.json)" = "your key is [key removed]" ]
-	run grep -rl "$key" run reply.json request.json
-	[ "$status" -eq 1 ]
-}
-
-@test "openai: a redirect to another host is not followed" {
-	respond 1 "307 Temporary Redirect" '' 'Location: http://127.0.0.1:1/v1/chat/completions?x=1\r\n'
-	serve
-	run llm --provider openai
-	[ "$status" -eq 4 ]
-	[[ $output == *"HTTP status 307"*"not followed"* ]]
-	[[ $output != *"x=1"* ]]
-}
-
-@test "openai: a silent server and an endless reply end" {
-	echo '!stall' > server/reply.1
-	echo '!flood' > server/reply.2
-	serve
-	run llm --provider openai --timeout 0.5
-	[ "$status" -eq 4 ]
-	[[ $output == *imeout* ]]
-	kill "$SERVER"
-	mv server/reply.2 server/reply.1
-	: > server/port
-	serve
-	run llm --provider openai
-	[ "$status" -eq 4 ]
-	[[ $output == *"larger than 16 MB"* ]]
-}
-
 @test "openai: no server, no key, no model" {
 	export KM_BASE_URL=ftp://127.0.0.1/
 	run llm --provider openai
@@ -183,6 +51,9 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 	run llm --provider openai
 	[ "$status" -eq 1 ]
 	[[ $output == *OPENAI_API_KEY* ]]
+	run llm --provider anthropic
+	[ "$status" -eq 1 ]
+	[[ $output == *ANTHROPIC_API_KEY* ]]
 	request code/tile.0a1b/1 "" > request.json
 	run llm --provider openai
 	[ "$status" -eq 2 ]
@@ -374,6 +245,73 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 	[ "$(jq -r .text reply.json)" = one ]
 }
 
+@test "limits are looked at before each call, by what is spent and what is open" {
+	export KM_PRICE=1000,1000
+	llm --provider exec --exec 'echo one' --usd 1 --calls 1
+	printf 'start\t%064d\tcode/x/1\texec\tm\t100\t900\t1.000000\t0\n' 5 >> run/calls.tsv
+	request code/tile.0a1b/2 > request.json
+	rm reply.json
+	for limit in '--calls 2' '--usd 1.05' '--tokens 1060' '--seconds 0' '--call-usd 0.05' '--call-tokens 50'; do
+		# shellcheck disable=SC2086
+		run llm --provider exec --exec 'echo two' $limit
+		echo "$limit: $status $output"
+		[ "$status" -eq 5 ]
+		[[ $output == "km-llm: ended: "* ]]
+		[ ! -e reply.json ]
+	done
+	[ "$(count start)" -eq 2 ]
+	run llm --provider exec --exec 'echo two' --usd 1.05
+	[[ $output == 'km-llm: ended: $0.0'*' of $1.0500 spent; open calls may cost $1.0000, and the next one $0.0'* ]]
+	# An answer on file needs no room, nor does a person's.
+	cp request.json second.json
+	request code/tile.0a1b/1 > request.json
+	llm --provider exec --exec 'exit 9' --usd 0
+	cp second.json request.json
+	echo "by hand" > "answer-$(id_of request.json | head -c 8).md"
+	rm reply.json
+	llm --provider manual --usd 0 --calls 0
+	[ "$(jq -r .text reply.json)" = "by hand" ]
+}
+
+@test "limits hold among calls at the same time" {
+	local i
+	export KM_PRICE=1000,1000
+	for i in 1 2 3 4 5 6; do request "code/tile.0a1b/$i" > "request$i.json"; done
+	# Each may cost $0.058: four of them fit.
+	for i in 1 2 3 4 5 6; do
+		"$KM/km-llm" --provider exec --exec 'sleep 0.5; echo hi' --run run --usd 0.24 -o "reply$i.json" "request$i.json" 3>&- || echo "$?" >> statuses &
+	done
+	wait
+	[ "$(sort -u statuses)" = 5 ]
+	[ "$(wc -l < statuses)" -eq 2 ]
+	[ "$(count start) $(count end)" = "4 4" ]
+}
+
+@test "prices: the exact name, the longest beginning, KM_PRICE before both, and no limit in dollars without one" {
+	printf '# model\tin\tout\n\ntest-*\t1000\t1000\t500\ntest-model\t2000\t2000\nt*\t1\t1\n' > prices.tsv
+	llm --provider exec --exec 'printf 12345678' --prices prices.tsv
+	jq -e '((.tokens_in + .tokens_out) * 0.002 - .usd | fabs) < 1e-9' reply.json
+	request code/tile.0a1b/2 test-other > request.json
+	llm --provider exec --exec 'printf 12345678' --prices prices.tsv
+	jq -e '((.tokens_in + .tokens_out) * 0.001 - .usd | fabs) < 1e-9' reply.json
+	request code/tile.0a1b/3 > request.json
+	KM_PRICE=3000,3000 llm --provider exec --exec 'printf 12345678' --prices prices.tsv
+	jq -e '((.tokens_in + .tokens_out) * 0.003 - .usd | fabs) < 1e-9' reply.json
+	request code/tile.0a1b/4 unheard-of > request.json
+	run llm --provider openai --prices prices.tsv --usd 1
+	[ "$status" -eq 2 ]
+	[[ $output == *"no price is known for the model 'unheard-of'"*prices.tsv* ]]
+	for bad in 'x 1 1' $'x\t1' $'x\t1\t-1' $'x\t1\t1\t1\t1'; do
+		printf '%s\n' "$bad" > prices.tsv
+		run llm --provider exec --exec 'echo x' --prices prices.tsv
+		[ "$status" -eq 3 ]
+		[[ $output == *"'prices.tsv': line 1"* ]]
+	done
+	"$KM/km-llm" --provider exec --exec 'echo x' --prices "$ROOT/tools/prices.tsv" request.json | jq -e '.usd == 0'
+	run env KM_PRICE=1 "$KM/km-llm" --provider exec --exec 'echo x' request.json
+	[ "$status" -eq 2 ]
+}
+
 @test "replay: by cue, the same id first, and nothing is paid" {
 	request code/tile.0a1b/2 > other.json
 	llm --provider exec --exec 'printf recorded'
@@ -417,6 +355,6 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 
 @test "in a pipeline the reply is on stdout and nothing is kept" {
 	run bash -c '"$1/km-llm" --provider exec --exec "echo hi" - < request.json | jq -r .text' - "$KM"
-	[ "$output" = hi ]
+	[ "${lines[-1]}" = hi ]
 	[ -z "$(find run -mindepth 1)" ]
 }

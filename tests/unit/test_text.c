@@ -95,13 +95,14 @@ static void ledger_counts_whole_lines_only(void **state)
 {
 	char path[] = "/tmp/km-test-calls.XXXXXX";
 	struct call_line line = { .id = "abc", .cue = "init/0", .provider = "exec", .model = "a\tmodel\n", .tokens_in = 10, .tokens_out = 5, .usd = 0.25, .seconds = 2 };
+	static const struct calls_limits none = CALLS_LIMITS_NONE;
 	struct calls_sum sum;
 	bool found;
 	int fd = mkstemp(path);
 
 	(void)state;
 	close(fd);
-	assert_int_equal(calls_append_start(path, &line, NULL), 0);
+	assert_int_equal(calls_append_start(path, "/tmp", &none, &line, NULL), 0);
 	assert_int_equal(calls_ended(path, "abc", &found, NULL), 0);
 	assert_false(found);
 	assert_int_equal(calls_append_end(path, &line, NULL), 0);
@@ -121,6 +122,19 @@ static void ledger_counts_whole_lines_only(void **state)
 	assert_int_equal(sum.tokens, 30);
 	assert_true(sum.usd == 0.5);
 	assert_true(sum.seconds == 4);
+	assert_int_equal(sum.open, 0);
+	line.id = "jkl";
+	assert_int_equal(file_append_line(path, "", NULL), 0);
+	assert_int_equal(calls_append_start(path, "/tmp", &none, &line, NULL), 0);
+	assert_int_equal(calls_append_start(path, "/tmp", &none, &line, NULL), 0);
+	assert_int_equal(calls_sum(path, &sum, NULL), 0);
+	assert_int_equal(sum.open, 1);
+	assert_int_equal(sum.open_tokens, 15);
+	assert_true(sum.open_usd == 0.25);
+	assert_int_equal(calls_append_fail(path, &line, NULL), 0);
+	assert_int_equal(calls_sum(path, &sum, NULL), 0);
+	assert_int_equal(sum.open, 0);
+	assert_int_equal(sum.started, 3);
 	unlink(path);
 	assert_int_equal(calls_sum(path, &sum, NULL), 0);
 	assert_int_equal(sum.calls, 0);

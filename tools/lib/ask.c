@@ -29,24 +29,56 @@ static char *ledger_path(const struct ask *ask)
 	return xasprintf("%s/calls.tsv", ask->run);
 }
 
-static int write_start(const struct ask *ask, const cJSON *request, struct error *err)
+static char *lock_path(const struct ask *ask)
+{
+	return xasprintf("%s/calls", ask->run);
+}
+
+/* The ledger's line of a request, with what it may take. */
+static struct call_line start_line(const struct ask *ask, const cJSON *request)
 {
 	const cJSON *parameters = json_get(request, "parameters");
 	long in = estimate_tokens(request_bytes(request)), out = (long)json_number(parameters, "max_tokens", 0);
-	struct call_line line = {
+
+	return (struct call_line){
 		.id = json_string(request, "id"), .cue = json_string(request, "cue"), .provider = ask->provider->name,
 		.model = json_string(parameters, "model"), .tokens_in = in, .tokens_out = out,
-		.usd = ask->provider->unpaid ? 0 : ((double)in * ask->options.usd_in + (double)out * ask->options.usd_out) * 1e-6,
+		.usd = ask->provider->unpaid ? 0 : price_of(&ask->options.price, in, 0, out),
 	};
-	char *ledger;
+}
+
+/* What is at hand already costs nothing more, whatever the limits. */
+static int write_start(const struct ask *ask, const cJSON *request, struct error *err)
+{
+	static const struct calls_limits none = CALLS_LIMITS_NONE;
+	struct call_line line = start_line(ask, request);
+	char *ledger, *lock;
 	int status;
 
 	if (!ask->run)
-		return 0;
+		return ask->provider->at_hand ? 0 : calls_check_one(&ask->limits, &line, err);
 	ledger = ledger_path(ask);
-	status = calls_append_start(ledger, &line, err);
+	lock = lock_path(ask);
+	status = calls_append_start(ledger, lock, ask->provider->at_hand ? &none : &ask->limits, &line, err);
+	free(lock);
 	free(ledger);
 	return status;
+}
+
+/* The call that was started came to nothing; the error that says so stays as it is. */
+static void write_fail(const struct ask *ask, const cJSON *request, double seconds)
+{
+	struct call_line line = start_line(ask, request);
+	char *ledger;
+
+	if (!ask->run || ask->provider->at_hand)
+		return;
+	line.tokens_in = line.tokens_out = 0;
+	line.usd = 0;
+	line.seconds = seconds;
+	ledger = ledger_path(ask);
+	calls_append_fail(ledger, &line, NULL);
+	free(ledger);
 }
 
 /* Add the end line of a stored call unless the ledger has it. */
@@ -85,6 +117,8 @@ static cJSON *call_document(const struct ask *ask, const cJSON *request, const s
 	json_set_number(call, "tokens_out", (double)answer->tokens_out);
 	json_set_number(call, "usd", answer->usd);
 	json_set_number(call, "seconds", answer->seconds);
+	if (answer->finish)
+		json_set_string(call, "finish", answer->finish);
 	json_set_string(call, "raw", answer->raw);
 	return call;
 }
@@ -106,19 +140,25 @@ static int store(const struct ask *ask, const cJSON *call, struct error *err)
 static int make_call(const struct ask *ask, const cJSON *request, cJSON **call, struct error *err)
 {
 	struct provider_answer answer = { 0 };
+	double start = monotonic_seconds();
 	int status = 0;
 
 	*call = NULL;
 	if (!ask->provider->at_hand)
 		status = write_start(ask, request, err);
-	if (status == 0)
+	if (status == 0) {
 		status = ask->provider->ask(request, &ask->options, &answer, err);
+		if (status < 0)
+			write_fail(ask, request, monotonic_seconds() - start);
+	}
 	if (status == 0 && answer.recorded) {
 		*call = call_document(ask, request, &answer);
 		if (ask->provider->at_hand)
 			status = write_start(ask, request, err);
 		if (status == 0)
 			status = store(ask, *call, err);
+		if (status == 0 && ask->answered && !ask->provider->at_hand)
+			ask->answered(ask, request, &answer);
 	}
 	provider_answer_release(&answer);
 	if (status != 0) {
@@ -206,6 +246,9 @@ static void take_call(cJSON *reply, const cJSON *call)
 	json_set_string(reply, "text", json_string(call, "text"));
 	json_set_string(reply, "provider", json_string(call, "provider"));
 	json_set_string(reply, "model", json_string(call, "model"));
+	json_remove(reply, "finish");
+	if (json_string(call, "finish"))
+		json_set_string(reply, "finish", json_string(call, "finish"));
 	add_number(reply, "tokens_in", call);
 	add_number(reply, "tokens_out", call);
 	add_number(reply, "usd", call);
@@ -236,6 +279,19 @@ static void set_reason(cJSON *reply, const char *status, const char *reason)
 	json_set_string(reply, "reason", reason);
 }
 
+/* What is wrong with how the reply ended, or NULL; the caller frees. */
+static char *bad_end(const cJSON *request, const cJSON *call)
+{
+	const char *finish = json_string(call, "finish");
+
+	if (finish && strcmp(finish, "length") == 0)
+		return xasprintf("it was cut off at the limit of %.0f tokens. Be shorter, and leave out prose.",
+				 json_number(json_get(request, "parameters"), "max_tokens", 0));
+	if (finish && strcmp(finish, "refusal") == 0)
+		return xstrdup("it is a refusal. What is asked for is ordinary work on the speed of a program.");
+	return NULL;
+}
+
 /* One try: fills the reply. *complaint is NULL when the conversation is over. */
 static int one_try(const struct ask *ask, const cJSON *request, cJSON *reply, char **complaint, struct error *err)
 {
@@ -252,6 +308,8 @@ static int one_try(const struct ask *ask, const cJSON *request, cJSON *reply, ch
 	} else if (status == 0) {
 		take_call(reply, call);
 		if (ask->check)
+			*complaint = bad_end(request, call);
+		if (ask->check && !*complaint)
 			status = run_check(ask, json_string(call, "text"), complaint, err);
 	}
 	cJSON_Delete(call);
@@ -261,17 +319,18 @@ static int one_try(const struct ask *ask, const cJSON *request, cJSON *reply, ch
 cJSON *ask_reply(const struct ask *ask, const cJSON *request, struct error *err)
 {
 	cJSON *reply = new_reply(ask, request), *current = cJSON_Duplicate(request, true);
-	char *complaint = NULL;
+	char *complaint = NULL, *last = NULL;
 	int status = 0, try;
 
-	for (try = 1; try <= ASK_TRIES && status == 0; try++) {
-		free(complaint);
+	for (try = 1; try <= 1 + ask->again && status == 0; try++) {
+		free(last);
+		last = complaint;
 		status = one_try(ask, current, reply, &complaint, err);
 		if (status != 0 || !complaint)
 			break;
 		if (ask->run)
 			ask_tidy(ask, reply);
-		if (try < ASK_TRIES) {
+		if (try < 1 + ask->again) {
 			cJSON *next = request_again(current, json_string(request, "cue"), try, json_string(reply, "text"), complaint);
 
 			cJSON_Delete(current);
@@ -280,6 +339,9 @@ cJSON *ask_reply(const struct ask *ask, const cJSON *request, struct error *err)
 	}
 	if (status == 0 && complaint)
 		set_reason(reply, "unreadable", complaint);
+	else if (status == 0 && last && strcmp(json_string(reply, "status"), "unreadable") == 0)
+		set_reason(reply, "unreadable", last); /* the end of the conversation is not recorded */
+	free(last);
 	free(complaint);
 	cJSON_Delete(current);
 	if (status != 0) {

@@ -7,22 +7,26 @@
 #ifndef KM_ASK_H
 #define KM_ASK_H
 
+#include "calls.h"
 #include "error.h"
 #include "provider.h"
 
 #include <cjson/cJSON.h>
-
-enum { ASK_TRIES = 3 };
 
 struct ask {
 	const struct provider *provider;
 	struct provider_options options;
 	const char *run;   /* folder that holds calls/ and calls.tsv; NULL: nothing is stored */
 	const char *check; /* shell command that is given the reply's text, NULL for none */
+	long again;        /* how often a reply that the check refuses is asked for again */
+	struct calls_limits limits; /* looked at before each call that somebody answers */
+	/* Called with each answer that was just paid for, and the ledger's sums with it; may be NULL. */
+	void (*answered)(const struct ask *ask, const cJSON *request, const struct provider_answer *answer);
 };
 
 /* The reply document (schema "reply", without made_by) to a request, asked again with the complaint of ask->check as
- * the next message, at most ASK_TRIES tries in all. NULL with the reason on failure or while waiting. */
+ * the next message, at most 1 + ask->again tries in all; a reply that was cut at the token limit, or refused, is asked for
+ * again in the same way if there is a check. NULL with the reason on failure or while waiting. */
 cJSON *ask_reply(const struct ask *ask, const cJSON *request, struct error *err);
 
 /* Remove the files of provider manual, for all tries of a reply, that are not needed any more: called once the reply

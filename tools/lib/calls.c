@@ -4,10 +4,13 @@
 #include "file.h"
 #include "util.h"
 
-#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 enum { FIELDS = 9, LEDGER_MAX_BYTES = 256 << 20 };
 
@@ -36,7 +39,7 @@ static int each_line(const char *path, line_fn fn, void *data, struct error *err
 		return 0;
 	buf_init(&b, LEDGER_MAX_BYTES);
 	result = file_read(path, &b, err);
-	for (char *line = b.data, *end; result == 0 && (end = strchr(line, '\n')); line = end + 1) {
+	for (char *line = b.data, *end; result == 0 && (end = memchr(line, '\n', (size_t)(b.data + b.len - line))); line = end + 1) {
 		char *fields[FIELDS];
 
 		*end = 0;
@@ -47,27 +50,88 @@ static int each_line(const char *path, line_fn fn, void *data, struct error *err
 	return result;
 }
 
+struct open_call {
+	char *id;
+	long tokens;
+	double usd;
+};
+
+struct adding {
+	struct calls_sum *sum;
+	struct open_call *open;
+	size_t count, room;
+};
+
+static void close_call(struct adding *a, const char *id)
+{
+	for (size_t i = 0; i < a->count; i++)
+		if (strcmp(a->open[i].id, id) == 0) {
+			free(a->open[i].id);
+			a->open[i] = a->open[--a->count];
+			return;
+		}
+}
+
+static void open_call(struct adding *a, const char *id, long tokens, double usd)
+{
+	close_call(a, id); /* it was cut off */
+	if (a->count == a->room) {
+		a->room = a->room ? 2 * a->room : 16;
+		a->open = xreallocarray(a->open, a->room, sizeof(*a->open));
+	}
+	a->open[a->count++] = (struct open_call){ .id = xstrdup(id), .tokens = tokens, .usd = usd };
+}
+
 static void add_line(char *fields[FIELDS], void *data)
 {
-	struct calls_sum *sum = data;
+	struct adding *a = data;
+	struct calls_sum *sum = a->sum;
+	bool start = strcmp(fields[0], "start") == 0, end = strcmp(fields[0], "end") == 0, fail = strcmp(fields[0], "fail") == 0;
 	double usd, seconds;
 	long in, out;
 
-	if (strcmp(fields[0], "start") == 0)
+	if (!start && !end && !fail)
+		return;
+	if (start)
 		sum->started++;
-	if (strcmp(fields[0], "end") != 0 || !parse_long(fields[5], 0, LONG_MAX / 4, &in) || !parse_long(fields[6], 0, LONG_MAX / 4, &out) ||
+	if (!start)
+		close_call(a, fields[1]);
+	if (!parse_long(fields[5], 0, LONG_MAX / 4, &in) || !parse_long(fields[6], 0, LONG_MAX / 4, &out) ||
 	    !parse_double(fields[7], 0, 1e12, &usd) || !parse_double(fields[8], 0, 1e12, &seconds))
 		return;
-	sum->calls++;
+	if (start) {
+		open_call(a, fields[1], in + out, usd);
+		return;
+	}
+	sum->calls += end;
 	sum->tokens += in + out;
 	sum->usd += usd;
 	sum->seconds += seconds;
 }
 
+/* The sums, but for what is open of the call `except` (may be NULL), which was cut off if it is made again. */
+static int sum_except(const char *path, const char *except, struct calls_sum *sum, struct error *err)
+{
+	struct adding a = { .sum = sum };
+	int result;
+
+	memset(sum, 0, sizeof(*sum));
+	result = each_line(path, add_line, &a, err);
+	if (except)
+		close_call(&a, except);
+	for (size_t i = 0; i < a.count; i++) {
+		sum->open++;
+		sum->open_tokens += a.open[i].tokens;
+		sum->open_usd += a.open[i].usd;
+		free(a.open[i].id);
+	}
+	free(a.open);
+	return result;
+}
+
 int calls_sum(const char *path, struct calls_sum *sum, struct error *err)
 {
-	memset(sum, 0, sizeof(*sum));
-	return each_line(path, add_line, sum, err);
+	return sum_except(path, NULL, sum, err);
 }
 
 struct search {
@@ -119,12 +183,61 @@ static int append(const char *path, const char *kind, const struct call_line *li
 	return result;
 }
 
-int calls_append_start(const char *path, const struct call_line *line, struct error *err)
+static int check_run(const struct calls_limits *l, const struct calls_sum *s, const struct call_line *line, struct error *err)
 {
-	return append(path, "start", line, err);
+	long tokens = line->tokens_in + line->tokens_out;
+
+	if (l->calls >= 0 && s->calls + s->open >= l->calls)
+		return error_set(err, KM_EXIT_ENDED, "ended: %ld of %ld calls made", s->calls + s->open, l->calls);
+	if (l->seconds >= 0 && s->seconds >= l->seconds)
+		return error_set(err, KM_EXIT_ENDED, "ended: %.0f of %.0f seconds waited for replies", s->seconds, l->seconds);
+	if (l->tokens >= 0 && s->tokens + s->open_tokens + tokens > l->tokens)
+		return error_set(err, KM_EXIT_ENDED, "ended: %ld of %ld tokens used; open calls may use %ld, and the next one %ld", s->tokens, l->tokens,
+				 s->open_tokens, tokens);
+	if (l->usd >= 0 && s->usd + s->open_usd + line->usd > l->usd + 1e-9)
+		return error_set(err, KM_EXIT_ENDED, "ended: $%.4f of $%.4f spent; open calls may cost $%.4f, and the next one $%.4f", s->usd, l->usd,
+				 s->open_usd, line->usd);
+	return 0;
+}
+
+int calls_check_one(const struct calls_limits *l, const struct call_line *line, struct error *err)
+{
+	long tokens = line->tokens_in + line->tokens_out;
+
+	if (l->call_tokens >= 0 && tokens > l->call_tokens)
+		return error_set(err, KM_EXIT_ENDED, "ended: the next call may use %ld tokens, a call's limit is %ld", tokens, l->call_tokens);
+	if (l->call_usd >= 0 && line->usd > l->call_usd + 1e-9)
+		return error_set(err, KM_EXIT_ENDED, "ended: the next call may cost $%.4f, a call's limit is $%.4f", line->usd, l->call_usd);
+	return 0;
+}
+
+int calls_append_start(const char *path, const char *lock, const struct calls_limits *limits, const struct call_line *line, struct error *err)
+{
+	int fd = open(lock, O_RDONLY | O_DIRECTORY | O_CLOEXEC), result;
+	struct calls_sum sum;
+
+	if (fd < 0 || flock(fd, LOCK_EX) < 0) {
+		result = error_set(err, KM_EXIT_ENVIRONMENT, "cannot lock '%s': %s", lock, strerror(errno));
+	} else {
+		result = calls_check_one(limits, line, err);
+		if (result == 0)
+			result = sum_except(path, line->id, &sum, err);
+		if (result == 0)
+			result = check_run(limits, &sum, line, err);
+		if (result == 0)
+			result = append(path, "start", line, err);
+	}
+	if (fd >= 0)
+		close(fd);
+	return result;
 }
 
 int calls_append_end(const char *path, const struct call_line *line, struct error *err)
 {
 	return append(path, "end", line, err);
+}
+
+int calls_append_fail(const char *path, const struct call_line *line, struct error *err)
+{
+	return append(path, "fail", line, err);
 }

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct provider *const providers[] = { &provider_openai, &provider_exec, &provider_manual, &provider_replay };
+static const struct provider *const providers[] = { &provider_openai, &provider_anthropic, &provider_exec, &provider_manual, &provider_replay };
 
 const struct provider *provider_find(const char *name)
 {

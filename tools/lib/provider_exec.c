@@ -51,7 +51,8 @@ static int take_output(const struct process_result *result, const cJSON *request
 	answer->text = text_clean(result->output.data, result->output.len);
 	answer->tokens_in = estimate_tokens(request_bytes(request));
 	answer->tokens_out = estimate_tokens(strlen(answer->text));
-	answer->usd = ((double)answer->tokens_in * options->usd_in + (double)answer->tokens_out * options->usd_out) * 1e-6;
+	answer->usd = price_of(&options->price, answer->tokens_in, 0, answer->tokens_out);
+	answer->tries = 1;
 	answer->seconds = result->seconds;
 	return 0;
 }

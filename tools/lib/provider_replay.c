@@ -81,6 +81,16 @@ static int find_call(const char *folder, const cJSON *request, cJSON **found, st
 	return status;
 }
 
+static const char *finish_of(const char *recorded)
+{
+	static const char *const ways[] = { "stop", "length", "refusal" };
+
+	for (size_t i = 0; recorded && i < sizeof(ways) / sizeof(*ways); i++)
+		if (strcmp(recorded, ways[i]) == 0)
+			return ways[i];
+	return NULL;
+}
+
 static int ask(const cJSON *request, const struct provider_options *options, struct provider_answer *answer, struct error *err)
 {
 	const char *raw;
@@ -99,6 +109,7 @@ static int ask(const cJSON *request, const struct provider_options *options, str
 		answer->text = xstrdup(json_string(call, "text"));
 		answer->raw = raw ? xstrdup(raw) : NULL;
 		answer->model = xstrdup(json_string(call, "model"));
+		answer->finish = finish_of(json_string(call, "finish"));
 		answer->tokens_in = (long)json_number(call, "tokens_in", 0);
 		answer->tokens_out = (long)json_number(call, "tokens_out", 0);
 		answer->usd = json_number(call, "usd", 0);

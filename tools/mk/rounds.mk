@@ -21,6 +21,10 @@ JUDGE := $(or $(JUDGE),$(call RUN_SETTING,.defaults.judge))
 FROM := $(or $(FROM),$(addprefix $(S)/,$(call RUN_SETTING,.recording)))
 TARGET := $(or $(TARGET),$(call RUN_SETTING,.defaults.target))
 PATIENCE := $(or $(PATIENCE),$(call RUN_SETTING,.defaults.patience))
+USD := $(or $(USD),$(call RUN_SETTING,.defaults.usd))
+TOKENS := $(or $(TOKENS),$(call RUN_SETTING,.defaults.tokens))
+LIMIT_SECONDS := $(or $(LIMIT_SECONDS),$(call RUN_SETTING,.defaults.seconds))
+CALLS := $(or $(CALLS),$(call RUN_SETTING,.defaults.calls))
 KERNEL := $(if $(filter cuda,$(call RUN_SETTING,.target)),kernel.cu,kernel.c)
 endif
 ifeq ($(WIDTH),)
@@ -31,7 +35,9 @@ LANGUAGE := $(if $(filter %.cu,$(KERNEL)),cuda,c)
 LIMITS := --rounds $(ROUNDS) --evals $(EVALS) $(if $(USD),--usd $(USD)) $(if $(TOKENS),--tokens $(TOKENS)) \
   $(if $(LIMIT_SECONDS),--seconds $(LIMIT_SECONDS)) $(if $(TARGET),--target $(TARGET)) $(if $(PATIENCE),--patience $(PATIENCE))
 ASK := $(BIN)/km-llm --provider $(PROVIDER) --run $(S) $(if $(filter replay,$(PROVIDER)),--recording $(FROM)) \
-  $(if $(filter exec,$(PROVIDER)),--exec "$$EXEC") $(if $(TIMEOUT),--timeout $(TIMEOUT))
+  $(if $(filter exec,$(PROVIDER)),--exec "$$EXEC") $(if $(TIMEOUT),--timeout $(TIMEOUT)) $(if $(STALL),--stall $(STALL)) $(if $(TRIES),--tries $(TRIES)) \
+  $(if $(WHOLE),--whole) --prices $(PRICES) $(if $(USD),--usd $(USD)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(LIMIT_SECONDS),--seconds $(LIMIT_SECONDS)) \
+  $(if $(CALLS),--calls $(CALLS)) $(if $(CALL_USD),--call-usd $(CALL_USD)) $(if $(CALL_TOKENS),--call-tokens $(CALL_TOKENS))
 ASK_TREE := $(ASK) --check '$(abspath $(BIN))/km-update check'
 FOR_MODEL := --task $(S)/task --prompts $(S)/prompts $(if $(MODEL),--model '$(MODEL)')
 REPLAY := $(if $(filter replay,$(JUDGE)),--replay $(FROM))

@@ -26,8 +26,16 @@ USD ?=
 TOKENS ?=
 SECONDS ?=
 LIMIT_SECONDS ?= $(SECONDS)
+CALLS ?=
 EXEC ?=
+# Of one call (km-llm(1)): seconds in all, seconds without a byte, tries, WHOLE=1 for no stream, dollars, tokens; prices.
 TIMEOUT ?=
+STALL ?=
+TRIES ?=
+WHOLE ?=
+CALL_USD ?=
+CALL_TOKENS ?=
+PRICES ?= tools/prices.tsv
 MARCH ?=
 # For tasks with target cuda: PROFILE=1, CHECK_WITH=memcheck|racecheck|synccheck (km-bench(1), --profile, --sanitize).
 PROFILE ?=
@@ -38,14 +46,14 @@ PACK ?=
 FINAL ?=
 KERNEL ?=
 
-SETTING_NAMES := TASK WIDTH K SAMPLES STRATEGY POLICY SEED ROUNDS EVALS PROVIDER MODEL JUDGE TARGET PATIENCE USD TOKENS SECONDS FROM FINAL
+SETTING_NAMES := TASK WIDTH K SAMPLES STRATEGY POLICY SEED ROUNDS EVALS PROVIDER MODEL JUDGE TARGET PATIENCE USD TOKENS SECONDS CALLS FROM FINAL
 SETTINGS = $(foreach n,$(SETTING_NAMES),$(if $($(n)),$(n)='$($(n))'))
 export KM_BIN := $(BIN)
 export EXEC
 
 need = $(if $($(1)),,$(error say which: $(1)=$(2)))
 
-run: all ## search: TASK= RUN= ROUNDS= EVALS= WIDTH= PROVIDER=openai|exec|manual|replay MODEL= EXEC= ...
+run: all ## search: TASK= RUN= ROUNDS= EVALS= WIDTH= PROVIDER=openai|anthropic|exec|manual|replay MODEL= EXEC= ...
 	$(call need,RUN,a task in tasks/ by TASK=, or a run in state/)
 	+$(Q)tools/run $(S) $(SETTINGS) -- $(MAKE) -k rounds
 
