@@ -116,3 +116,17 @@ last_world() {
 	run km_run world WIDTH=2 SAMPLES=2
 	[ "$status" -eq 2 ]
 }
+
+@test "planning and code have a model and settings of their own, and a run keeps them" {
+	local last
+	search world EVALS=3 K=1 MODEL=both PLAN_MODEL=planner EFFORT=low PLAN_EFFORT=high CODE_TEMPERATURE=0.7 CODE_MAX_TOKENS=999
+	[ "$(jq -c .parameters "$STATE/world/r00000/request.json")" = '{"model":"planner","max_tokens":16000,"effort":"high"}' ]
+	[ "$(jq -c .parameters "$STATE/world/r00001/s0/edit-request.json")" = '{"model":"planner","max_tokens":16000,"effort":"high"}' ]
+	[ "$(jq -c .parameters "$STATE/world/r00001/s0/request.json")" = '{"model":"both","max_tokens":999,"temperature":0.7,"effort":"low"}' ]
+	search world EVALS=5 PLAN_MODEL=another
+	for last in "$STATE"/world/r*/s0/request.json; do :; done
+	[ "$(jq -c .parameters "$last")" = '{"model":"both","max_tokens":999,"temperature":0.7,"effort":"low"}' ]
+	rm "$STATE/world/r00001/s0/request.json"
+	km_make "$STATE/world/r00001/s0/request.json" RUN=world
+	[ "$(jq -c .parameters "$STATE/world/r00001/s0/request.json")" = '{"model":"both","max_tokens":999,"temperature":0.7,"effort":"low"}' ]
+}

@@ -21,7 +21,7 @@
 #include <sys/stat.h>
 
 static const char usage[] =
-	"Usage: km-instantiate request --slot K [--task DIR] [--prompts DIR] [--model NAME] [--temperature T] [--max-tokens N] [-o FILE] PLAN.json\n"
+	"Usage: km-instantiate request --slot K [--task DIR] [--prompts DIR] [--model NAME] [--temperature T] [--max-tokens N] [--effort E] [-o FILE] PLAN.json\n"
 	"  or:  km-instantiate candidate [--language L] [-o FILE] REPLY.json\n"
 	"  or:  km-instantiate source [-o FILE] CANDIDATE.json\n"
 	"  or:  km-instantiate hardware [--target T] [--device NAME] [--prompts DIR] [-o FILE]\n"
@@ -34,6 +34,7 @@ static const char usage[] =
 	"  --model NAME      request: the model to ask\n"
 	"  --temperature T   request: a sampling temperature to ask for\n"
 	"  --max-tokens N    request: the longest reply to ask for (default 16000)\n"
+	"  --effort E        request: the effort of reasoning to ask for, as the provider names it: low, medium, high, ...\n"
 	"  --language L      candidate: c or cuda (default c)\n"
 	"  --target T        hardware: cpu (default) or cuda\n"
 	"  --device NAME     hardware, cuda: of this device, by its datasheet, such as H200 (default: the one that was probed, or is here)\n"
@@ -43,13 +44,13 @@ static const char usage[] =
 
 struct options {
 	long slot;
-	const char *task, *prompts, *model, *language, *target, *device, *output;
+	const char *task, *prompts, *model, *language, *target, *device, *effort, *output;
 	bool has_temperature;
 	double temperature;
 	long max_tokens;
 };
 
-enum { OPT_SLOT = 256, OPT_TASK, OPT_PROMPTS, OPT_MODEL, OPT_TEMPERATURE, OPT_MAX_TOKENS, OPT_LANGUAGE, OPT_TARGET, OPT_DEVICE };
+enum { OPT_SLOT = 256, OPT_TASK, OPT_PROMPTS, OPT_MODEL, OPT_TEMPERATURE, OPT_MAX_TOKENS, OPT_EFFORT, OPT_LANGUAGE, OPT_TARGET, OPT_DEVICE };
 
 static const struct option long_options[] = {
 	{ "slot", required_argument, NULL, OPT_SLOT },
@@ -58,6 +59,7 @@ static const struct option long_options[] = {
 	{ "model", required_argument, NULL, OPT_MODEL },
 	{ "temperature", required_argument, NULL, OPT_TEMPERATURE },
 	{ "max-tokens", required_argument, NULL, OPT_MAX_TOKENS },
+	{ "effort", required_argument, NULL, OPT_EFFORT },
 	{ "language", required_argument, NULL, OPT_LANGUAGE },
 	{ "target", required_argument, NULL, OPT_TARGET },
 	{ "device", required_argument, NULL, OPT_DEVICE },
@@ -91,6 +93,9 @@ static void set_option(struct options *o, int option, const char *value)
 	case OPT_MAX_TOKENS:
 		if (!parse_long(value, 1, 10000000, &o->max_tokens))
 			die_usage("--max-tokens needs a number, not '%s'", value);
+		break;
+	case OPT_EFFORT:
+		o->effort = value;
 		break;
 	case OPT_LANGUAGE:
 		if (strcmp(value, "c") != 0 && strcmp(value, "cuda") != 0)
@@ -141,7 +146,7 @@ static int request(const struct options *o, const char *path, struct error *err)
 	char *prompts = o->prompts ? xstrdup(o->prompts) : path_beside(path, "../prompts");
 	struct prompt_source source = {
 		.prompts = prompts, .task = task, .model = o->model, .has_temperature = o->has_temperature,
-		.temperature = o->temperature, .max_tokens = (int)o->max_tokens,
+		.temperature = o->temperature, .max_tokens = (int)o->max_tokens, .effort = o->effort,
 	};
 	char *folder = path_folder(path), *world_path = NULL;
 	cJSON *plan, *world = NULL, *document = NULL;

@@ -42,13 +42,18 @@ static const char usage[] =
 	"      --prompts DIR     the templates (default: those of the run)\n"
 	"      --task DIR        the task (default: that of the run)\n"
 	"      --model NAME      the model, for the request's parameters\n"
+	"      --temperature T   a sampling temperature to ask for\n"
+	"      --max-tokens N    the longest reply to ask for (default 16000)\n"
+	"      --effort E        the effort of reasoning to ask for, as the provider names it\n"
 	"      --calls FILE      the ledger of calls, for the progress line\n"
 	"  -o, --output FILE     write to FILE, not to standard output\n"
 	"  -h, --help            show this help\n"
 	"  -V, --version         show the version\n";
 
 struct options {
-	const char *command, *input, *output, *reply, *prompts, *task, *model, *calls;
+	const char *command, *input, *output, *reply, *prompts, *task, *model, *calls, *effort;
+	double temperature; /* negative if not given */
+	long max_tokens;    /* 0 if not given */
 	long slot; /* -1 if not given */
 	bool first;
 };
@@ -68,6 +73,15 @@ static void parse_option(struct options *o, int c)
 	case 't': o->task = optarg; break;
 	case 'm': o->model = optarg; break;
 	case 'c': o->calls = optarg; break;
+	case 'e': o->effort = optarg; break;
+	case 'T':
+		if (!parse_double(optarg, 0, 10, &o->temperature))
+			die_usage("--temperature wants a number from 0 to 10, not '%s'", optarg);
+		break;
+	case 'M':
+		if (!parse_long(optarg, 1, 10000000, &o->max_tokens))
+			die_usage("--max-tokens wants a number, not '%s'", optarg);
+		break;
 	case 'o': o->output = optarg; break;
 	case 'h': cli_help(usage);
 	case 'V': cli_version();
@@ -101,10 +115,11 @@ static struct options parse_options(int argc, char **argv)
 		{ "slot", required_argument, NULL, 's' }, { "first", no_argument, NULL, 'f' },
 		{ "reply", required_argument, NULL, 'r' }, { "prompts", required_argument, NULL, 'p' },
 		{ "task", required_argument, NULL, 't' }, { "model", required_argument, NULL, 'm' },
-		{ "calls", required_argument, NULL, 'c' }, { "output", required_argument, NULL, 'o' },
+		{ "calls", required_argument, NULL, 'c' }, { "temperature", required_argument, NULL, 'T' },
+		{ "max-tokens", required_argument, NULL, 'M' }, { "effort", required_argument, NULL, 'e' }, { "output", required_argument, NULL, 'o' },
 		{ "help", no_argument, NULL, 'h' }, { "version", no_argument, NULL, 'V' }, { NULL, 0, NULL, 0 },
 	};
-	struct options o = { .slot = -1 };
+	struct options o = { .slot = -1, .temperature = -1 };
 	int c;
 
 	while ((c = getopt_long(argc, argv, "o:hV", longs, NULL)) != -1)
@@ -184,7 +199,8 @@ static cJSON *request_of_slot(const struct options *o, const struct prompt_sourc
 static int write_request(const struct options *o, struct error *err)
 {
 	char *prompts = path_beside(o->input, o->first ? "prompts" : "../prompts"), *task = path_beside(o->input, o->first ? "task" : "../task");
-	struct prompt_source source = { .prompts = o->prompts ? o->prompts : prompts, .task = o->task ? o->task : task, .model = o->model };
+	struct prompt_source source = { .prompts = o->prompts ? o->prompts : prompts, .task = o->task ? o->task : task, .model = o->model,
+					.has_temperature = o->temperature >= 0, .temperature = o->temperature, .max_tokens = (int)o->max_tokens, .effort = o->effort };
 	cJSON *run = o->first ? json_load(o->input, "run", err) : NULL, *request = NULL;
 	int result;
 

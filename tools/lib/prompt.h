@@ -32,6 +32,7 @@ struct prompt_source {
 	bool has_temperature;
 	double temperature;
 	int max_tokens;
+	const char *effort; /* of reasoning, as the provider calls it: "low", "high", ...; NULL: not said */
 };
 
 /* Each returns a new request document, or NULL with the reason: KM_EXIT_INPUT for a template, task or state file that

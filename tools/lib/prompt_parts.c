@@ -326,6 +326,16 @@ int parts_world(struct parts *parts, const cJSON *world, const char *focus, stru
 	return 0;
 }
 
+static cJSON *parameters_for(const struct prompt_source *source)
+{
+	cJSON *parameters = request_parameters(source->model, source->max_tokens ? source->max_tokens : PROMPT_MAX_TOKENS,
+					       source->has_temperature ? &source->temperature : NULL);
+
+	if (source->effort)
+		json_set_string(parameters, "effort", source->effort);
+	return parameters;
+}
+
 cJSON *parts_request(const struct parts *parts, const struct prompt_source *source, const char *name, const char *cue, struct error *err)
 {
 	struct buf system, user;
@@ -346,8 +356,7 @@ cJSON *parts_request(const struct parts *parts, const struct prompt_source *sour
 		messages_add(messages, "system", system.data);
 		messages_add(messages, "user", clean);
 		free(clean);
-		request = request_new(messages, request_parameters(source->model, source->max_tokens ? source->max_tokens : PROMPT_MAX_TOKENS,
-								   source->has_temperature ? &source->temperature : NULL), cue);
+		request = request_new(messages, parameters_for(source), cue);
 	} else {
 		cJSON_Delete(messages);
 	}

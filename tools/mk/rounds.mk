@@ -25,6 +25,7 @@ USD := $(or $(USD),$(call RUN_SETTING,.defaults.usd))
 TOKENS := $(or $(TOKENS),$(call RUN_SETTING,.defaults.tokens))
 LIMIT_SECONDS := $(or $(LIMIT_SECONDS),$(call RUN_SETTING,.defaults.seconds))
 CALLS := $(or $(CALLS),$(call RUN_SETTING,.defaults.calls))
+$(foreach n,$(ROLE_NAMES),$(eval $(n) := $(or $($(n)),$(call RUN_SETTING,.defaults.$(shell echo $(n) | tr A-Z a-z)))))
 KERNEL := $(if $(filter cuda,$(call RUN_SETTING,.target)),kernel.cu,kernel.c)
 endif
 ifeq ($(WIDTH),)
@@ -39,7 +40,13 @@ ASK := $(BIN)/km-llm --provider $(PROVIDER) --run $(S) $(if $(filter replay,$(PR
   $(if $(WHOLE),--whole) --prices $(PRICES) $(if $(USD),--usd $(USD)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(LIMIT_SECONDS),--seconds $(LIMIT_SECONDS)) \
   $(if $(CALLS),--calls $(CALLS)) $(if $(CALL_USD),--call-usd $(CALL_USD)) $(if $(CALL_TOKENS),--call-tokens $(CALL_TOKENS))
 ASK_TREE := $(ASK) --check '$(abspath $(BIN))/km-update check'
-FOR_MODEL := --task $(S)/task --prompts $(S)/prompts $(if $(MODEL),--model '$(MODEL)')
+# $(1) the role, PLAN or CODE: its own settings go before those of both.
+of_role = $(or $($(1)_$(2)),$($(2)))
+option = $(if $(call of_role,$(1),$(2)),--$(3) '$(call of_role,$(1),$(2))')
+FOR_ROLE = --task $(S)/task --prompts $(S)/prompts $(call option,$(1),MODEL,model) $(call option,$(1),EFFORT,effort) \
+  $(call option,$(1),TEMPERATURE,temperature) $(call option,$(1),MAX_TOKENS,max-tokens)
+FOR_PLAN := $(call FOR_ROLE,PLAN)
+FOR_CODE := $(call FOR_ROLE,CODE)
 REPLAY := $(if $(filter replay,$(JUDGE)),--replay $(FROM))
 EXAMINE := $(if $(filter cuda,$(LANGUAGE)),$(if $(PROFILE),--profile) $(if $(CHECK_WITH),--sanitize=$(CHECK_WITH)))
 COMPILE := $(BIN)/km-compile --task $(S)/task $(REPLAY) $(if $(MARCH),--march $(MARCH))
@@ -60,7 +67,7 @@ endef
 # The same arguments.
 define slot_rules
 $(1)/$(2)/request.json: $(1)/plan.json | $(1)/$(2) $(BIN)/km-instantiate
-	$$(Q)$$(BIN)/km-instantiate request --slot $(2:s%=%) $$(FOR_MODEL) -o $$@ $$<
+	$$(Q)$$(BIN)/km-instantiate request --slot $(2:s%=%) $$(FOR_CODE) -o $$@ $$<
 $(1)/$(2)/reply.json: $(1)/$(2)/request.json | $(BIN)/km-llm
 	$$(Q)$$(ASK) -o $$@ $$<
 $(1)/$(2)/candidate.json: $(1)/$(2)/reply.json | $(BIN)/km-instantiate
@@ -68,7 +75,7 @@ $(1)/$(2)/candidate.json: $(1)/$(2)/reply.json | $(BIN)/km-instantiate
 $(1)/$(2)/$(KERNEL): $(1)/$(2)/candidate.json | $(BIN)/km-instantiate
 	$$(Q)$$(BIN)/km-instantiate source -o $$@ $$<
 $(1)/$(2)/edit-request.json: $(1)/plan.json $(SLOTS:%=$(1)/%/bench.json) | $(3)/world.json $(BIN)/km-update
-	$$(Q)$$(BIN)/km-update request --slot $(2:s%=%) $$(FOR_MODEL) -o $$@ $$<
+	$$(Q)$$(BIN)/km-update request --slot $(2:s%=%) $$(FOR_PLAN) -o $$@ $$<
 $(1)/$(2)/edit-reply.json: $(1)/$(2)/edit-request.json | $(BIN)/km-llm $(BIN)/km-update
 	$$(Q)$$(ASK_TREE) -o $$@ $$<
 $(1)/$(2): | $(1)/plan.json
@@ -108,7 +115,7 @@ rounds: $(lastword $(ROUND_FOLDERS))/world.json
 .PHONY: rounds
 
 $(FIRST)/request.json: | $(S)/run.json $(FIRST) $(BIN)/km-update
-	$(Q)$(BIN)/km-update request --first $(FOR_MODEL) -o $@ $(S)/run.json
+	$(Q)$(BIN)/km-update request --first $(FOR_PLAN) -o $@ $(S)/run.json
 $(FIRST)/reply.json: $(FIRST)/request.json | $(BIN)/km-llm $(BIN)/km-update
 	$(Q)$(ASK_TREE) -o $@ $<
 $(FIRST)/world.json: $(FIRST)/reply.json | $(S)/run.json $(BIN)/km-update

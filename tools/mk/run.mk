@@ -19,6 +19,9 @@ ROUNDS ?=
 EVALS ?=
 PROVIDER ?=
 MODEL ?=
+# What is asked of the model: for both roles, or for one that plans the tree and one that writes code.
+ROLE_NAMES := EFFORT TEMPERATURE MAX_TOKENS $(foreach r,PLAN CODE,$(addprefix $(r)_,MODEL EFFORT TEMPERATURE MAX_TOKENS))
+$(foreach n,$(ROLE_NAMES),$(eval $(n) ?=))
 JUDGE ?=
 TARGET ?=
 PATIENCE ?=
@@ -47,7 +50,7 @@ FINAL ?=
 KERNEL ?=
 
 SETTING_NAMES := TASK WIDTH K SAMPLES STRATEGY POLICY SEED ROUNDS EVALS PROVIDER MODEL JUDGE TARGET PATIENCE USD TOKENS SECONDS CALLS FROM FINAL
-SETTINGS = $(foreach n,$(SETTING_NAMES),$(if $($(n)),$(n)='$($(n))'))
+SETTINGS = $(foreach n,$(SETTING_NAMES) $(ROLE_NAMES),$(if $($(n)),$(n)='$($(n))'))
 export KM_BIN := $(BIN)
 export EXEC
 
