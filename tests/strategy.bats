@@ -130,3 +130,24 @@ last_world() {
 	km_make "$STATE/world/r00001/s0/request.json" RUN=world
 	[ "$(jq -c .parameters "$STATE/world/r00001/s0/request.json")" = '{"model":"both","max_tokens":999,"temperature":0.7,"effort":"low"}' ]
 }
+
+@test "make compare: every strategy at equal budget, a table, curves and a plot; again from recordings" {
+	command -v gnuplot >/dev/null || skip "no gnuplot here"
+	run km_make compare TASK=sgemm_cpu PROVIDER=exec EVALS=6 K=2
+	echo "$output"
+	[ "$status" -eq 0 ]
+	local strategy table=$STATE/sgemm_cpu-comparison/table.txt
+	for strategy in world evolve greedy best-of-n; do
+		grep -q "^$strategy  *6 " "$table"
+		grep -q "^$strategy	6	" "$STATE/sgemm_cpu-comparison/curves.tsv"
+		grep -q "<title>$strategy</title>" "$STATE/sgemm_cpu-comparison/curves.svg"
+		km_make record RUN="sgemm_cpu-$strategy" TO="$PWD/recordings/$strategy"
+	done
+	run km_make compare RUN=again FROM="$PWD/recordings" JUDGE=replay
+	echo "$output"
+	[ "$status" -eq 0 ]
+	diff <(sed '/^$/,$d' "$table" | tr -s ' ' | cut -d' ' -f1-6) <(sed '/^$/,$d' "$STATE/again-comparison/table.txt" | tr -s ' ' | cut -d' ' -f1-6)
+	run km_make compare TASK=sgemm_cpu RUN=asked PROVIDER=manual STRATEGIES='greedy evolve' EVALS=6
+	[ "$status" -ne 0 ]
+	[ "$(find "$STATE"/asked-greedy "$STATE"/asked-evolve -name 'ask-*.md' | wc -l)" -eq 2 ]
+}

@@ -10,6 +10,10 @@ export LC_ALL=C
 output='' candidate=''
 while [ $# -gt 1 ]; do
 	case $1 in
+	--table)
+		printf "name\tstatus\n"
+		exit
+		;;
 	-o) output=$2 ;;
 	--candidate) candidate=$2 ;;
 	esac

@@ -94,8 +94,13 @@ replay: all ## search again with the replies of a recording: FROM=folder RUN= JU
 	$(call need,FROM,the folder of a recording)
 	+$(Q)tools/run $(STATE)/$(or $(RUN),$(notdir $(FROM:%/=%))-replay) $(SETTINGS) -- $(MAKE) -k rounds
 
+STRATEGIES ?= world evolve greedy best-of-n
+compare: all ## search a task by several strategies and compare: TASK= STRATEGIES='world evolve greedy best-of-n' EVALS=16 PROVIDER=
+	$(call need,RUN,a task in tasks/ by TASK=, or a name of the comparison)
+	+$(Q)tools/compare $(STATE) $(RUN) '$(STRATEGIES)' $(SETTINGS) -- $(MAKE) -k rounds
+
 DEMO := tests/replies/sgemm_cpu_demo
 demo: all ## replay a recorded search on sgemm_cpu, compiled and timed here; no key needed
 	+$(Q)tools/demo $(DEMO) $(STATE) $(if $(MARCH),MARCH='$(MARCH)') -- $(MAKE)
 
-.PHONY: run status best waiting rewind settle bench record replay demo
+.PHONY: run status best waiting rewind settle bench record replay compare demo
