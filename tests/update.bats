@@ -200,3 +200,9 @@ refused() {
 		[ "$status" -eq 2 ]
 	done
 }
+
+@test "a tree reply with a NUL inside is refused, not read past its end" {
+	run bash -c 'printf "{\"ops\": [], \"x\": \"\\0%100s\"}" "" | "$1" check' _ "$KM/km-update"
+	[ "$status" -eq 3 ]
+	[[ $output == *NUL* ]]
+}

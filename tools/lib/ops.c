@@ -57,7 +57,10 @@ cJSON *ops_parse(const char *text, size_t len, struct error *err)
 		if (n == 0) {
 			error_set(&inner, KM_EXIT_INPUT, "an object that opens at byte %zu does not close", i);
 		} else {
-			char *copy = xstrndup(text + i, n); /* json_parse wants the NUL behind */
+			char *copy = xmalloc(n + 1); /* json_parse wants a NUL behind; there may be others inside */
+
+			memcpy(copy, text + i, n);
+			copy[n] = 0;
 
 			value = json_parse(copy, n, &inner);
 			free(copy);

@@ -42,6 +42,18 @@ lint: ## warnings as errors, gcc -fanalyzer, cppcheck, shellcheck, man pages aga
 bench-tools: all ## what the tools themselves take: time per round, nothing to do, 10,000 nodes, prompts
 	+$(Q)tests/bench-tools.sh
 
+# libFuzzer where clang is, else the driver in fuzz.c; the library is built again with sanitizers for it.
+FUZZ_CC := $(if $(shell command -v clang),clang,$(CC))
+FUZZ_FLAGS := $(if $(filter clang,$(FUZZ_CC)),-fsanitize=fuzzer-no-link)
+fuzz: ## throw bytes at the JSON loader, the tree's rules and the readers of replies: SECONDS=600
+	+$(Q)$(MAKE) --no-print-directory FLAVOUR=fuzz SANITIZE=1 CC=$(FUZZ_CC) CFLAGS='-O1 -g $(FUZZ_FLAGS)' bin/.build/fuzz/tests/fuzz
+	$(Q)rm -rf bin/.build/fuzz/corpus && tests/fuzz/corpus.sh bin/.build/fuzz/corpus
+	$(Q)cd bin/.build/fuzz && tests/fuzz -max_total_time=$(or $(SECONDS),60) $(if $(FUZZ_SEED),-seed=$(FUZZ_SEED)) $(if $(filter clang,$(FUZZ_CC)),-max_len=100000 -rss_limit_mb=4096 -print_final_stats=1 -verbosity=0) corpus
+FUZZ_SEED ?=
+$(PEERS)/fuzz: tests/fuzz/fuzz.c $(OBJ)/libkm.a $(OBJ)/flags
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_CFLAGS) $(WERROR) $(if $(filter clang,$(CC)),-DLIBFUZZER -fsanitize=fuzzer) $(filter %.c %.a,$^) -o $@ $(LIBS)
+
 SIMULATE ?=
 simulate: all ## compare the strategies on synthetic landscapes: SIMULATE='--runs 1000 --evals 40 --seed 2'
 	$(Q)$(BIN)/km-simulate $(SIMULATE) | tools/report columns
@@ -52,4 +64,4 @@ check-task: all ## prove a task: TASK=
 	$(Q)$(BIN)/km-check-task $(TASK_FOLDER)
 
 -include $(wildcard $(PEERS)/*.d)
-.PHONY: test test-programs lint bench-tools simulate check-task
+.PHONY: test test-programs lint bench-tools fuzz simulate check-task
