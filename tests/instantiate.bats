@@ -336,3 +336,41 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m -o run/r00003/s0/request
 		grep -qF -- "$want" shown || { echo "missing: $want"; false; }
 	done
 }
+
+# The lines of the outline in the prompt `shown`.
+outline() { sed -n '/^The tree of intents/,/^The path/p' shown | sed '1,2d; $d'; }
+
+@test "the outline at 10, 300 and 10,000 nodes: all of a small tree; live nodes first; the oldest are folded" {
+	local n live shown folded
+	for n in 10 300 10000; do
+		make_run $n
+		# Each closed node is of a round of its own, so that they have an age.
+		jq -c '.round = 20000 | .nodes |= [range(length) as $i | .[$i] | if .solution then .solution.round = $i else . end]
+			| (.nodes[] | select(.id == "node-0.0000") | .solution.round) = 1' run/r00002/world.json > world.new
+		sed -i 's/"round":20000/"round":99998/' world.new
+		mkdir -p run/r99999/s0
+		jq -c --argjson n $n '.round = 99999 | .slots[0].mode = "improve"' run/r00003/plan.json > run/r99999/plan.json
+		mv world.new run/r00002/world.json
+		"$KM/km-instantiate" request --slot 0 --task run/task --prompts run/prompts -o run/r99999/s0/request.json run/r99999/plan.json
+		prompt run/r99999/s0/request.json > shown
+		outline > outline.txt
+		echo "$n nodes: $(wc -c < outline.txt) bytes, $(grep -cE '^ *- node-' outline.txt) lines"
+		[ "$(wc -c < outline.txt)" -le 24000 ]
+		shown=$(grep -cE '^ *- node-' outline.txt)
+		folded=$(sed -nE 's/^ *- \(([0-9]+) more:.*/\1/p' outline.txt | paste -sd+ | bc)
+		[ $((shown + ${folded:-0})) -eq $n ]
+		case $n in
+		10) [ "$shown" -eq 10 ] ;;
+		300)
+			live=$(jq '[.nodes[] | select(.status == "open" or .status == "active")] | length' run/r00002/world.json)
+			[ "$(grep -cE '^ *- node-[^ ]* \[(open|active)' outline.txt)" -eq "$live" ] || [ "$(wc -c < outline.txt)" -gt 23000 ]
+			# A closed leaf that is shown is not older than one that is folded.
+			jq -r '([.nodes[].parent] | unique) as $parents | .nodes[] | select(.status == "closed" and (.id as $i | $parents | index($i) | not)) |
+				"\(.id) \(.solution.round)"' run/r00002/world.json | while read -r id round; do
+				grep -qF -- "- $id [" outline.txt && echo "shown $round" || echo "folded $round"
+			done | awk '$1 == "shown" && (!low || $2 < low) { low = $2 } $1 == "folded" && $2 > high { high = $2 } END { exit !(!high || !low || low > high - 20) }'
+			;;
+		10000) [ "$(wc -c < outline.txt)" -gt 20000 ] && grep -q 'V=0.99' outline.txt ;;
+		esac
+	done
+}

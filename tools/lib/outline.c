@@ -14,6 +14,7 @@ enum {
 	FOLD_LINE = 110,    /* most bytes of a line that counts what is left out */
 	MAX_INDENT = 12,    /* levels; deeper nodes are not indented further */
 	NODE_TEXT = 3000,   /* most bytes of one text of a node in full */
+	PASSES = 4,
 };
 
 const cJSON *outline_find(const cJSON *world, const char *id)
@@ -124,7 +125,7 @@ static void fill_entries(struct outline *o)
 
 		e->index = i;
 		e->class = entry_class(o, i);
-		e->value = e->class == 2 ? node_value(node->json) : e->class == 3 ? node_score(node->json) : (double)i;
+		e->value = e->class == 2 ? node_value(node->json) : e->class == 3 ? json_number(json_get(node->json, "solution"), "round", 0) : (double)i;
 		buf_clear(&line);
 		append_line(node->json, &line);
 		e->cost = line.len + 2 * MAX_INDENT + (node->first_child >= 0 ? FOLD_LINE : 0);
@@ -157,10 +158,10 @@ static void choose(struct outline *o, long i, size_t *left)
 		o->entries[j].chosen = true;
 }
 
-static void choose_all(struct outline *o, size_t ceiling)
+/* Choose as many as fit into what is left, the most useful first. */
+static void choose_all(struct outline *o, size_t left)
 {
 	struct entry **order = xreallocarray(NULL, o->w.count, sizeof(*order));
-	size_t left = ceiling;
 
 	for (size_t i = 0; i < o->w.count; i++)
 		order[i] = &o->entries[i];
@@ -240,6 +241,7 @@ int outline_tree(const cJSON *world, const char *focus, size_t ceiling, struct b
 {
 	const char *best = json_string(json_get(world, "best"), "node");
 	struct outline o;
+	struct buf text;
 
 	if (borrow(&o.w, world, err) < 0)
 		return -1;
@@ -247,12 +249,15 @@ int outline_tree(const cJSON *world, const char *focus, size_t ceiling, struct b
 	o.best = best ? world_find(&o.w, best) : -1;
 	o.entries = xcalloc(o.w.count, sizeof(*o.entries));
 	fill_entries(&o);
-	choose_all(&o, ceiling);
-	if (o.w.count <= 1)
-		buf_puts(out, "(The tree is empty: there is only the root.)\n");
-	for (size_t i = 0; i < o.w.count; i++)
-		if (o.w.nodes[i].parent < 0)
-			print_below(&o, (long)i, out);
+	buf_init(&text, JSON_MAX_BYTES);
+	/* Lines are reckoned too long, for they may be followed by one that counts what is hidden: what is left over is used. */
+	for (int pass = 0; pass < PASSES && text.len < ceiling; pass++) {
+		choose_all(&o, ceiling - text.len);
+		buf_clear(&text);
+		print_below(&o, 0, &text);
+	}
+	buf_puts(out, o.w.count > 1 ? text.data : "(The tree is empty: there is only the root.)\n");
+	buf_release(&text);
 	free(o.entries);
 	world_release(&o.w);
 	return 0;

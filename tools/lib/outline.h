@@ -4,7 +4,7 @@
  *   - tile-6x16.ab12 [closed 12.3x, expected 10x, difficulty 2, 3 attempts] Register tile of 6 by 16
  *   - pack-b.01fe [open V=0.70, expected 20x, difficulty 3] Pack B into panels
  * If they do not all fit, the nodes that are most use are kept with all their ancestors: the path of the node in
- * question, the best, the active and open ones by V, then solved ones by speed, then the newest of the rest; what is
+ * question, the best, the active and open ones by V, then solved ones, the latest first, then the newest of the rest; what is
  * left out below a node is one line that counts it.
  */
 #ifndef KM_OUTLINE_H
