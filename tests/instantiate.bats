@@ -75,6 +75,77 @@ ask() { "$KM/km-instantiate" request --slot 0 --model m -o run/r00003/s0/request
 	done
 }
 
+# A round's plan whose slot 0 starts from the kernel on standard input.
+plan_with_base() {
+	mkdir -p r00001/s0 r00002/s0
+	cat > r00001/s0/kernel.c
+	jq '.slots = [{slot: 0, node: "x.0000", mode: "improve", attempt: 2, cycle: 1, cycle_attempt: 2, parent: null, why: "",
+		base: {node: "x.0000", attempt: 1, kernel: "../r00001/s0/kernel.c", build: "../r00001/s0/build.json", bench: "../r00001/s0/bench.json"}}]' \
+		"$ROOT/tests/golden/state/plan.json" > r00002/plan.json
+}
+
+# The text on standard input as a reply: the source that comes of it, or its reason.
+source_of() {
+	cat > text
+	reply text | "$KM/km-instantiate" candidate --plan r00002/plan.json --slot 0 - > candidate.json
+	"$KM/km-validate" candidate candidate.json
+	if "$KM/km-instantiate" check --plan r00002/plan.json --slot 0 < text 2> complaint; then
+		[ "$(jq -r .status candidate.json)" = CODE ]
+	else
+		[ "$(jq -r .status candidate.json)" = NO_CODE ]
+		[ "$(jq -r .reason candidate.json)" = "$(cat complaint)" ]
+	fi
+	jq -j '.source + (.reason // "")' candidate.json
+}
+
+@test "changes are applied to the kernel that the slot started from" {
+	printf '#include "task.h"\nint a;\nint b;\nint a;\nint km_run(const struct km_args *x)\n{\n\treturn 0;\n}\n' | plan_with_base
+	# Blocks, in a fence and not.
+	[ "$(printf 'Thus:\n```\n<<<<<<< SEARCH\nint b;\n=======\nint c;\nint d;\n>>>>>>> REPLACE\n```\n' | source_of | sed -n '2,5p' | tr '\n' ' ')" = 'int a; int c; int d; int a; ' ]
+	[ "$(printf '<<<<<<< SEARCH\nint b;\nint a;\n=======\n>>>>>>> REPLACE\n\n<<<<<<< SEARCH\n\treturn 0;\n=======\n\treturn 1;\n>>>>>>> REPLACE\n' | source_of | tr '\n' ' ')" = '#include "task.h" int a; int km_run(const struct km_args *x) { 	return 1; } ' ]
+	# A diff: by its lines, whatever its numbers say; by the number where the lines fit twice; a lost space on a blank line.
+	[ "$(printf '```diff\n--- a/kernel.c\n+++ b/kernel.c\n@@ -70,3 +70,3 @@\n int a;\n-int b;\n+int c;\n\n```\n' | source_of | sed -n '3p')" = 'int c;' ]
+	[ "$(printf '```diff\n@@ -4,1 +4,1 @@\n-int a;\n+int z;\n@@ -6 +6 @@ here\n {\n-\treturn 0;\n+\treturn 7;\n```\n' | source_of | sed -n '4,7p' | tr -d '\n\t')" = 'int z;int km_run(const struct km_args *x){return 7;' ]
+	# The whole file goes before changes, which may only explain it.
+	[[ $(printf '```diff\n@@ -1 +1 @@\n-int q;\n+int r;\n```\n```c\nint km_run(void)\n{\n}\n```\n' | source_of) == $'int km_run(void)\n{\n}' ]]
+}
+
+@test "changes that do not fit exactly are refused with a reason for the model" {
+	printf 'int a;\n\nint b;\nint a;\nint  km_run(void)\n{\n}\n' | plan_with_base
+	while IFS='|' read -r text reason; do
+		[[ $(printf "$text" | source_of) == *"$reason"* ]] || { echo "$text: $(cat complaint)"; return 1; }
+	done <<-'END'
+		<<<<<<< SEARCH\nint c;\n=======\nint d;\n>>>>>>> REPLACE\n|SEARCH block 1 does not fit: the line 'int c;' is not in the kernel
+		<<<<<<< SEARCH\nint a;\n=======\nint d;\n>>>>>>> REPLACE\n|SEARCH block 1 fits in 2 places
+		<<<<<<< SEARCH\nint b;\nint  km_run(void)\n=======\nint d;\n>>>>>>> REPLACE\n|its lines are in the kernel, but not together
+		<<<<<<< SEARCH\nnt b;\n=======\nint d;\n>>>>>>> REPLACE\n|the line 'nt b;' is not in
+		<<<<<<< SEARCH\n=======\nint d;\n>>>>>>> REPLACE\n|has no line of the kernel
+		<<<<<<< SEARCH\nint b;\n=======\nint d;\n|does not end with >>>>>>> REPLACE
+		<<<<<<< SEARCH\nint b;\n=======\nint d;\n>>>>>>> REPLACE\n<<<<<<< SEARCH\nint b;\n=======\nint e;\n>>>>>>> REPLACE\n|SEARCH block 2 does not fit
+		```diff\n@@ -9 +9 @@\n-int a;\n+int c;\n```\n|hunk 1 fits in 2 places
+		```diff\n@@ -5 +5 @@\n-int km_run(void)\n+int km_run(int)\n```\n|the line 'int km_run(void)' is not in
+		```diff\n@@ -1 +1 @@\n-int b;\nint c;\n```\n|hunk 1 has a line that begins with neither
+		```diff\n@@ -0,0 +1 @@\n+int c;\n```\n|hunk 1 has no line of the kernel
+		```diff\n--- a\n+++ b\n-int b;\n```\n|the diff has no hunk
+	END
+	jq '.slots[0].base = null' r00002/plan.json > plan && mv plan r00002/plan.json
+	[[ $(printf '<<<<<<< SEARCH\nint b;\n=======\n>>>>>>> REPLACE\n' | source_of) == *"there is no kernel to change: the whole file is needed" ]]
+	printf 'no code here' > text
+	run "$KM/km-instantiate" check < text
+	[ "$status" -eq 3 ]
+	[ "$output" = "the reply holds no code block, and it is not code as a whole" ]
+}
+
+@test "hostile replies are read in time" {
+	local what
+	: > base && plan_with_base < base
+	for what in '<think></think>' 'km_run(' '</think>' '@@\n' '<<<<<<< SEARCH\n' '```\n' '/*' '{' '{"ops": [/*'; do
+		awk -v what="$what" 'BEGIN { for (i = 0; i < 2000000 / length(what); i++) printf "%s", what }' > text
+		timeout 20 "$KM/km-instantiate" check --plan r00002/plan.json --slot 0 < text 2> complaint || [ $? -eq 3 ]
+		timeout 20 "$KM/km-update" check < text 2> complaint || [ $? -eq 3 ]
+	done
+}
+
 @test "the cue gives node and attempt" {
 	echo x > text
 	reply text code/tile.0a1b/12~2 | "$KM/km-instantiate" candidate --language cuda - > candidate.json

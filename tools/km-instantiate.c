@@ -12,22 +12,26 @@
 #include "json.h"
 #include "prompt.h"
 #include "schema.h"
+#include "text.h"
 #include "util.h"
 
 #include <getopt.h>
 #include <glob.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 static const char usage[] =
 	"Usage: km-instantiate request --slot K [--task DIR] [--prompts DIR] [--model NAME] [--temperature T] [--max-tokens N] [--effort E] [-o FILE] PLAN.json\n"
-	"  or:  km-instantiate candidate [--language L] [-o FILE] REPLY.json\n"
+	"  or:  km-instantiate candidate [--language L] [--plan PLAN.json --slot K] [-o FILE] REPLY.json\n"
+	"  or:  km-instantiate check [--plan PLAN.json --slot K]\n"
 	"  or:  km-instantiate source [-o FILE] CANDIDATE.json\n"
 	"  or:  km-instantiate hardware [--target T] [--device NAME] [--prompts DIR] [-o FILE]\n"
-	"Write the prompt for a slot of a plan; find the kernel in a reply; write its source; describe this machine.\n"
+	"Write the prompt for a slot of a plan; find the kernel in a reply, or say what hides it; write its source; describe this machine.\n"
 	"\n"
-	"  --slot K          request: the slot\n"
+	"  --slot K          request, candidate, check: the slot\n"
+	"  --plan PLAN.json  candidate, check: the plan that names the kernel which changes are applied to\n"
 	"  --task DIR        request: the task's folder (default: ../task beside the plan)\n"
 	"  --prompts DIR     request: the templates (default: ../prompts beside the plan);\n"
 	"                    hardware: (default: the folder of -o FILE, else prompts)\n"
@@ -44,13 +48,13 @@ static const char usage[] =
 
 struct options {
 	long slot;
-	const char *task, *prompts, *model, *language, *target, *device, *effort, *output;
+	const char *task, *prompts, *model, *language, *target, *device, *effort, *output, *plan;
 	bool has_temperature;
 	double temperature;
 	long max_tokens;
 };
 
-enum { OPT_SLOT = 256, OPT_TASK, OPT_PROMPTS, OPT_MODEL, OPT_TEMPERATURE, OPT_MAX_TOKENS, OPT_EFFORT, OPT_LANGUAGE, OPT_TARGET, OPT_DEVICE };
+enum { OPT_SLOT = 256, OPT_TASK, OPT_PROMPTS, OPT_MODEL, OPT_TEMPERATURE, OPT_MAX_TOKENS, OPT_EFFORT, OPT_LANGUAGE, OPT_TARGET, OPT_DEVICE, OPT_PLAN };
 
 static const struct option long_options[] = {
 	{ "slot", required_argument, NULL, OPT_SLOT },
@@ -63,6 +67,7 @@ static const struct option long_options[] = {
 	{ "language", required_argument, NULL, OPT_LANGUAGE },
 	{ "target", required_argument, NULL, OPT_TARGET },
 	{ "device", required_argument, NULL, OPT_DEVICE },
+	{ "plan", required_argument, NULL, OPT_PLAN },
 	{ "output", required_argument, NULL, 'o' },
 	{ "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' },
@@ -109,6 +114,9 @@ static void set_option(struct options *o, int option, const char *value)
 		break;
 	case OPT_DEVICE:
 		o->device = value;
+		break;
+	case OPT_PLAN:
+		o->plan = value;
 		break;
 	case 'o':
 		o->output = strcmp(value, "-") == 0 ? NULL : value;
@@ -189,21 +197,69 @@ static int read_cue(const char *cue, char **node, long *attempt, struct error *e
 	return 0;
 }
 
-static void set_source(cJSON *document, const cJSON *reply, const char *language)
+/* The kernel that the slot started from, which changes are applied to; *base stays NULL if there is none. */
+static int load_base(const struct options *o, char **base, struct error *err)
 {
-	const char *status = json_string(reply, "status"), *reason = json_string(reply, "reason");
-	bool unrecorded = strcmp(status, "unrecorded") == 0;
-	char *source = unrecorded ? NULL : code_extract(json_string(reply, "text"), &reason);
+	cJSON *plan;
+	const char *kernel;
+	struct buf b;
+	char *path;
+	int status = 0;
 
-	json_set_string(document, "status", source ? "CODE" : unrecorded ? "UNRECORDED" : "NO_CODE");
-	if (!source && reason)
-		json_set_string(document, "reason", reason);
-	json_set_string(document, "language", language);
-	json_set_string(document, "source", source ? source : "");
-	free(source);
+	if (!o->plan)
+		return 0;
+	plan = json_load(o->plan, "plan", err);
+	if (!plan)
+		return -1;
+	kernel = json_string(json_get(cJSON_GetArrayItem(json_get(plan, "slots"), (int)o->slot), "base"), "kernel");
+	if (kernel) {
+		path = path_beside(o->plan, kernel);
+		buf_init(&b, JSON_MAX_BYTES);
+		status = file_read(path, &b, err);
+		if (status == 0)
+			*base = buf_take(&b);
+		buf_release(&b);
+		free(path);
+	}
+	cJSON_Delete(plan);
+	return status;
 }
 
-static cJSON *make_candidate(const cJSON *reply, const struct buf *bytes, const char *language, struct error *err)
+/* The source in a text. NULL, with 0, if there is none: then *why tells it. -1 if the base cannot be read. */
+static int find_source(const struct options *o, const char *text, char **source, struct error *why, struct error *err)
+{
+	char *base = NULL;
+
+	*source = NULL;
+	if (code_is_patch(text) && load_base(o, &base, err) < 0)
+		return -1;
+	*source = code_extract(text, base, why);
+	free(base);
+	return 0;
+}
+
+static int set_source(cJSON *document, const cJSON *reply, const struct options *o, struct error *err)
+{
+	const char *status = json_string(reply, "status"), *reason = json_string(reply, "reason");
+	struct error why = { 0 };
+	char *source = NULL;
+
+	if (strcmp(status, "answered") == 0) {
+		if (find_source(o, json_string(reply, "text"), &source, &why, err) < 0)
+			return -1;
+		if (!source)
+			reason = why.text;
+	}
+	json_set_string(document, "status", source ? "CODE" : strcmp(status, "unrecorded") == 0 ? "UNRECORDED" : "NO_CODE");
+	if (!source && reason)
+		json_set_string(document, "reason", reason);
+	json_set_string(document, "language", o->language);
+	json_set_string(document, "source", source ? source : "");
+	free(source);
+	return 0;
+}
+
+static cJSON *make_candidate(const cJSON *reply, const struct buf *bytes, const struct options *o, struct error *err)
 {
 	char *node = NULL;
 	long attempt = 0;
@@ -219,8 +275,11 @@ static cJSON *make_candidate(const cJSON *reply, const struct buf *bytes, const 
 	json_set_string(document, "cue", json_string(reply, "cue"));
 	json_set_string(document, "node", node);
 	json_set_number(document, "attempt", (double)attempt);
-	set_source(document, reply, language);
 	free(node);
+	if (set_source(document, reply, o, err) < 0) {
+		cJSON_Delete(document);
+		return NULL;
+	}
 	return document;
 }
 
@@ -233,12 +292,40 @@ static int candidate(const struct options *o, const char *path, struct error *er
 	buf_init(&bytes, JSON_MAX_BYTES);
 	reply = load(path, "reply", &bytes, err);
 	if (reply)
-		document = make_candidate(reply, &bytes, o->language, err);
+		document = make_candidate(reply, &bytes, o, err);
 	if (document)
 		status = json_save(o->output, document, err);
 	cJSON_Delete(document);
 	cJSON_Delete(reply);
 	buf_release(&bytes);
+	return status;
+}
+
+/* ---- check ------------------------------------------------------------------------------------------------------ */
+
+/* Can the text on standard input be read as a reply with a kernel? What is said otherwise goes to the model as it is. */
+static int check(const struct options *o, const char *path, struct error *err)
+{
+	struct error why = { 0 };
+	char *source = NULL, *text;
+	struct buf b;
+	int status;
+
+	if (path)
+		die_usage("check reads standard input and takes no file");
+	buf_init(&b, JSON_MAX_BYTES);
+	status = file_read("-", &b, err);
+	if (status == 0) {
+		text = text_clean(b.data, b.len);
+		status = find_source(o, text, &source, &why, err);
+		free(text);
+	}
+	buf_release(&b);
+	if (status == 0 && !source) {
+		fprintf(stderr, "%s\n", why.text);
+		exit(KM_EXIT_INPUT);
+	}
+	free(source);
 	return status;
 }
 
@@ -341,6 +428,7 @@ static const struct {
 } commands[] = {
 	{ "request", true, request },
 	{ "candidate", true, candidate },
+	{ "check", false, check },
 	{ "source", true, source },
 	{ "hardware", false, hardware },
 };
@@ -348,7 +436,7 @@ static const struct {
 static int run_command(const struct options *o, int argc, char **argv, struct error *err)
 {
 	if (argc == 0)
-		die_usage("one of request, candidate, source, hardware is needed");
+		die_usage("one of request, candidate, check, source, hardware is needed");
 	for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++) {
 		if (strcmp(argv[0], commands[i].name) != 0)
 			continue;
@@ -368,6 +456,8 @@ int main(int argc, char **argv)
 	cli_init("km-instantiate");
 	while ((option = getopt_long(argc, argv, "o:hV", long_options, NULL)) != -1)
 		set_option(&o, option, optarg);
+	if (o.plan && o.slot < 0)
+		die_usage("--plan needs --slot K");
 	if (run_command(&o, argc - optind, argv + optind, &err) < 0)
 		die_error(&err);
 	return cli_finish(KM_OK);

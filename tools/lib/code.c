@@ -1,12 +1,15 @@
 #include "code.h"
 
 #include "buf.h"
+#include "patch.h"
 #include "util.h"
 
 #include <ctype.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { PARAMETERS_MAX = 4096 }; /* bytes between km_run( and ) */
 
 struct fence {
 	char c;        /* '`' or '~' */
@@ -17,7 +20,8 @@ struct fence {
 struct block {
 	struct buf text;
 	bool found;
-	int rank; /* 3 defines km_run, 2 names it, 1 neither */
+	int rank;           /* 3 defines km_run, 2 names it, 1 neither */
+	struct buf changes; /* all blocks that are patches, one after the other */
 };
 
 static size_t line_length(const char *line)
@@ -70,7 +74,7 @@ static int rank_of(const char *text)
 	int rank = 1;
 
 	for (const char *hit = strstr(text, "km_run"); hit; hit = strstr(hit + 1, "km_run")) {
-		const char *p = hit + 6;
+		const char *p = hit + 6, *close;
 
 		if ((hit > text && is_word(hit[-1])) || is_word(*p))
 			continue;
@@ -78,9 +82,10 @@ static int rank_of(const char *text)
 		p += strspn(p, " \t\n");
 		if (*p != '(')
 			continue;
-		p += strcspn(p, ")");
-		if (*p)
-			p++;
+		close = memchr(p, ')', strnlen(p, PARAMETERS_MAX));
+		if (!close)
+			continue;
+		p = close + 1;
 		p += strspn(p, " \t\n");
 		if (*p == '{')
 			return 3;
@@ -106,6 +111,12 @@ static void consider(struct block *best, const struct buf *text)
 
 	if (is_blank(text->data, text->len))
 		return;
+	if (patch_is_diff(text->data) || patch_is_blocks(text->data)) {
+		buf_add(&best->changes, text->data, text->len);
+		if (text->data[text->len - 1] != '\n')
+			buf_putc(&best->changes, '\n');
+		return;
+	}
 	if (best->found && (rank < best->rank || (rank == 1 && text->len <= best->text.len)))
 		return;
 	buf_clear(&best->text);
@@ -163,29 +174,25 @@ static bool is_bare_code(const char *text)
 	return *end == '#' || starts_with(end, "//");
 }
 
-/* Remove <TAG>...</TAG>. What is before a closing tag without an opening one goes too, and so does all that follows an
- * opening one that is never closed: the reply broke off while thinking. */
+/* Remove <TAG>...</TAG>, as reply_without_thinking says. */
 static void drop_tag(char *text, const char *opening, const char *closing)
 {
-	char *open, *close;
+	char *to = text, *from = text, *open, *close, *last = NULL;
 
-	while ((open = strstr(text, opening))) {
+	while ((open = strstr(from, opening))) {
+		memmove(to, from, (size_t)(open - from));
+		to += open - from;
 		close = strstr(open, closing);
-		if (!close) {
-			*open = 0;
-			break;
-		}
-		close += strlen(closing);
-		memmove(open, close, strlen(close) + 1);
+		from = close ? close + strlen(closing) : open + strlen(open);
 	}
-	while ((close = strstr(text, closing))) {
-		close += strlen(closing);
-		memmove(text, close, strlen(close) + 1);
-	}
+	memmove(to, from, strlen(from) + 1);
+	for (close = text; (close = strstr(close, closing)); close = last)
+		last = close + strlen(closing);
+	if (last)
+		memmove(text, last, strlen(last) + 1);
 }
 
-/* The reply with LF line ends and without thinking. The caller frees. */
-static char *normalise(const char *reply)
+char *reply_without_thinking(const char *reply)
 {
 	char *text = xstrdup(reply), *to = text;
 
@@ -198,26 +205,90 @@ static char *normalise(const char *reply)
 	return text;
 }
 
-char *code_extract(const char *reply, const char **reason)
+static void block_release(struct block *block)
 {
-	char *text = normalise(reply), *source = NULL;
-	struct block best = { 0 };
+	buf_release(&block->text);
+	buf_release(&block->changes);
+}
 
-	buf_init(&best.text, strlen(text) + 2);
-	if (is_blank(text, strlen(text))) {
-		*reason = "the reply holds nothing but white space or thinking";
-	} else {
-		scan_blocks(text, &best);
-		if (!best.found && is_bare_code(text))
-			best.found = buf_puts(&best.text, text);
-		*reason = "the reply holds no code block, and it is not code as a whole";
+/* Look through a reply without thinking. */
+static void find_blocks(const char *text, struct block *best)
+{
+	const char *start = text + strspn(text, " \t\n");
+
+	memset(best, 0, sizeof(*best));
+	buf_init(&best->text, strlen(text) + 2);
+	buf_init(&best->changes, 2 * strlen(text) + 2);
+	scan_blocks(text, best);
+	if (best->found || best->changes.len)
+		return;
+	if (is_bare_code(text)) {
+		best->found = buf_puts(&best->text, text);
+		best->rank = 3;
+	} else if (patch_is_blocks(text) || (patch_is_diff(text) && (starts_with(start, "--- ") || starts_with(start, "diff ") || starts_with(start, "@@")))) {
+		buf_puts(&best->changes, text);
 	}
-	if (best.found) {
-		if (best.text.data[best.text.len - 1] != '\n')
-			buf_putc(&best.text, '\n');
-		source = buf_take(&best.text);
+}
+
+static bool wants_changes(const struct block *best)
+{
+	return best->changes.len && !(best->found && best->rank == 3);
+}
+
+bool code_is_patch(const char *reply)
+{
+	char *text = reply_without_thinking(reply);
+	struct block best;
+	bool patch;
+
+	find_blocks(text, &best);
+	patch = wants_changes(&best);
+	block_release(&best);
+	free(text);
+	return patch;
+}
+
+static char *take_block(struct block *best)
+{
+	if (best->text.data[best->text.len - 1] != '\n')
+		buf_putc(&best->text, '\n');
+	return buf_take(&best->text);
+}
+
+static char *take_changes(const struct block *best, const char *base, struct error *err)
+{
+	struct buf kernel;
+	char *source = NULL;
+
+	if (!base) {
+		error_set(err, KM_EXIT_INPUT, "the reply holds changes, but there is no kernel to change: the whole file is needed");
+		return NULL;
 	}
-	buf_release(&best.text);
+	buf_init(&kernel, strlen(base) + best->changes.len + 2);
+	buf_puts(&kernel, base);
+	if (patch_apply(&kernel, best->changes.data, err) == 0)
+		source = buf_take(&kernel);
+	else
+		error_prefix(err, "the changes cannot be applied");
+	buf_release(&kernel);
+	return source;
+}
+
+char *code_extract(const char *reply, const char *base, struct error *err)
+{
+	char *text = reply_without_thinking(reply), *source = NULL;
+	struct block best;
+
+	find_blocks(text, &best);
+	if (is_blank(text, strlen(text)))
+		error_set(err, KM_EXIT_INPUT, "the reply holds nothing but white space or thinking");
+	else if (wants_changes(&best))
+		source = take_changes(&best, base, err);
+	else if (best.found)
+		source = take_block(&best);
+	else
+		error_set(err, KM_EXIT_INPUT, "the reply holds no code block, and it is not code as a whole");
+	block_release(&best);
 	free(text);
 	return source;
 }

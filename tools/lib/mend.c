@@ -67,8 +67,8 @@ char *mend_escapes(const char *text, size_t len)
 	return finish(&out);
 }
 
-/* Length of the comment at s, or 0. An unclosed one is none. */
-static size_t comment_length(const char *s, size_t len)
+/* Length of the comment at s, or 0. An unclosed one is none; *unclosed remembers it, since then all later ones are. */
+static size_t comment_length(const char *s, size_t len, bool *unclosed)
 {
 	const char *end;
 
@@ -78,16 +78,19 @@ static size_t comment_length(const char *s, size_t len)
 		end = memchr(s, '\n', len);
 		return end ? (size_t)(end - s) : len;
 	}
-	end = s[1] == '*' ? memmem(s + 2, len - 2, "*/", 2) : NULL;
+	if (s[1] != '*' || *unclosed)
+		return 0;
+	end = memmem(s + 2, len - 2, "*/", 2);
+	*unclosed = !end;
 	return end ? (size_t)(end + 2 - s) : 0;
 }
 
 /* White space and comments from s on. */
-static size_t gap_length(const char *s, size_t len)
+static size_t gap_length(const char *s, size_t len, bool *unclosed)
 {
 	size_t i = 0, n;
 
-	while (i < len && ((n = comment_length(s + i, len - i)) || isspace((unsigned char)s[i])))
+	while (i < len && ((n = comment_length(s + i, len - i, unclosed)) || isspace((unsigned char)s[i])))
 		i += n ? n : 1;
 	return i;
 }
@@ -103,21 +106,43 @@ static size_t string_length(const char *s, size_t len)
 
 char *mend_syntax(const char *text, size_t len)
 {
+	bool unclosed = false;
+	char before = '{'; /* the last character that was no space */
 	struct buf out;
 
 	buf_init(&out, len + 1);
 	for (size_t i = 0, n; i < len; i += n) {
-		n = comment_length(text + i, len - i);
+		n = comment_length(text + i, len - i, &unclosed);
 		if (n)
 			continue;
 		n = text[i] == '"' ? string_length(text + i, len - i) : 1;
 		if (text[i] == ',') {
-			size_t after = i + 1 + gap_length(text + i + 1, len - i - 1);
+			size_t after = i + 1 + gap_length(text + i + 1, len - i - 1, &unclosed);
 
-			if (after < len && (text[after] == '}' || text[after] == ']'))
+			if (after < len && (text[after] == '}' || text[after] == ']') && !strchr("[{,", before))
 				continue;
 		}
+		if (!isspace((unsigned char)text[i]))
+			before = text[i];
 		buf_add(&out, text + i, n);
 	}
 	return finish(&out);
+}
+
+size_t mend_object_length(const char *text, size_t len)
+{
+	bool unclosed = false;
+	int depth = 0;
+
+	for (size_t i = 0, n; i < len; i += n) {
+		n = comment_length(text + i, len - i, &unclosed);
+		if (n)
+			continue;
+		n = text[i] == '"' ? string_length(text + i, len - i) : 1;
+		if (text[i] == '{')
+			depth++;
+		else if (text[i] == '}' && --depth == 0)
+			return i + 1;
+	}
+	return 0;
 }

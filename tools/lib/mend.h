@@ -11,4 +11,8 @@ char *mend_escapes(const char *text, size_t len);
  * closing bracket, outside strings. Nothing else is mended: quotes, brackets and values stay as they are. The caller frees. */
 char *mend_syntax(const char *text, size_t len);
 
+/* Length of the object that begins at text[0] == '{', where brackets in strings and comments do not count; 0 if it does
+ * not close. */
+size_t mend_object_length(const char *text, size_t len);
+
 #endif

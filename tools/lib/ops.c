@@ -1,6 +1,8 @@
 #include "ops.h"
 
+#include "code.h"
 #include "json.h"
+#include "mend.h"
 #include "select.h"
 #include "util.h"
 
@@ -38,7 +40,34 @@ static size_t balanced(const char *text, size_t len, size_t *looked)
 	return 0;
 }
 
-cJSON *ops_parse(const char *text, size_t len, struct error *err)
+/* The object at text[0], of n bytes by its brackets; *n becomes 0 if it is none. What cannot be parsed as it stands is
+ * tried without comments and superfluous commas. *err tells what is wrong with it as it stands. */
+static cJSON *parse_object(const char *text, size_t len, size_t *n, size_t *looked, struct error *err)
+{
+	char *copy;
+	cJSON *value = NULL;
+
+	*n = balanced(text, len, looked);
+	if (*n) {
+		copy = xstrndup(text, *n); /* json_parse wants the NUL behind */
+		value = json_parse(copy, *n, err);
+		free(copy);
+	}
+	if (value)
+		return value;
+	*n = mend_object_length(text, len);
+	*looked += *n ? *n : len;
+	if (*n) {
+		copy = mend_syntax(text, *n);
+		value = json_parse(copy, strlen(copy), NULL);
+		free(copy);
+	}
+	if (!value)
+		*n = 0; /* there may be a good one inside */
+	return value;
+}
+
+static cJSON *parse_text(const char *text, size_t len, struct error *err)
 {
 	struct error first = { KM_EXIT_INPUT, "no JSON object found" };
 	cJSON *found = NULL, *value;
@@ -52,19 +81,8 @@ cJSON *ops_parse(const char *text, size_t len, struct error *err)
 		if (text[i] != '{')
 			continue;
 		tries++;
-		n = balanced(text + i, len - i, &looked);
-		value = NULL;
-		if (n == 0) {
-			error_set(&inner, KM_EXIT_INPUT, "an object that opens at byte %zu does not close", i);
-		} else {
-			char *copy = xmalloc(n + 1); /* json_parse wants a NUL behind; there may be others inside */
-
-			memcpy(copy, text + i, n);
-			copy[n] = 0;
-
-			value = json_parse(copy, n, &inner);
-			free(copy);
-		}
+		error_set(&inner, KM_EXIT_INPUT, "an object that opens at byte %zu does not close", i);
+		value = parse_object(text + i, len - i, &n, &looked, &inner);
 		if (cJSON_IsArray(json_get(value, "ops"))) {
 			cJSON_Delete(found);
 			found = value;
@@ -72,8 +90,6 @@ cJSON *ops_parse(const char *text, size_t len, struct error *err)
 		}
 		if (value)
 			error_set(&inner, KM_EXIT_INPUT, "the object lacks the list \"ops\"");
-		else
-			n = 0; /* there may be a good one inside */
 		cJSON_Delete(value);
 		if (failures++ == 0)
 			first = inner;
@@ -81,6 +97,16 @@ cJSON *ops_parse(const char *text, size_t len, struct error *err)
 	if (!found)
 		error_set(err, KM_EXIT_INPUT, "the reply is no {\"ops\": [...]}: %s", first.text);
 	return found;
+}
+
+cJSON *ops_parse(const char *text, size_t len, struct error *err)
+{
+	char *whole = xstrndup(text, len), *clean = reply_without_thinking(whole);
+	cJSON *reply = parse_text(clean, strlen(clean), err);
+
+	free(clean);
+	free(whole);
+	return reply;
 }
 
 /* ---- members ---------------------------------------------------------------------------------------------------- */

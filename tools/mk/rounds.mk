@@ -64,14 +64,17 @@ $(1)/$(2)/bench.json: $(1)/$(2)/build.json | $(BIN)/km-bench $(RUNNERS)
 
 endef
 
+# The kernel that a reply's changes are applied to.
+BASE = --plan $(1)/plan.json --slot $(2:s%=%)
+
 # The same arguments.
 define slot_rules
 $(1)/$(2)/request.json: $(1)/plan.json | $(1)/$(2) $(BIN)/km-instantiate
 	$$(Q)$$(BIN)/km-instantiate request --slot $(2:s%=%) $$(FOR_CODE) -o $$@ $$<
-$(1)/$(2)/reply.json: $(1)/$(2)/request.json | $(BIN)/km-llm
-	$$(Q)$$(ASK) -o $$@ $$<
+$(1)/$(2)/reply.json: $(1)/$(2)/request.json | $(BIN)/km-llm $(BIN)/km-instantiate
+	$$(Q)$$(ASK) --again 1 --check '$$(abspath $$(BIN))/km-instantiate check $(BASE)' -o $$@ $$<
 $(1)/$(2)/candidate.json: $(1)/$(2)/reply.json | $(BIN)/km-instantiate
-	$$(Q)$$(BIN)/km-instantiate candidate --language $$(LANGUAGE) -o $$@ $$<
+	$$(Q)$$(BIN)/km-instantiate candidate --language $$(LANGUAGE) $(BASE) -o $$@ $$<
 $(1)/$(2)/$(KERNEL): $(1)/$(2)/candidate.json | $(BIN)/km-instantiate
 	$$(Q)$$(BIN)/km-instantiate source -o $$@ $$<
 $(1)/$(2)/edit-request.json: $(1)/plan.json $(SLOTS:%=$(1)/%/bench.json) | $(3)/world.json $(BIN)/km-update
