@@ -113,6 +113,22 @@ goes_on() {
 	[ "$(jq -s '[.[] | select((.all | length) > (.new | length))] | length > 300' plans)" = true ]
 }
 
+@test "1,000 random trees at WIDTH 1 under the paper's rule: an open cycle goes on, else the jq oracle's first" {
+	"$PEERS/random-tree" . 1000 40 1 10 3
+	sed -i 's/"policy": "default"/"policy": "paper"/' w*.json
+	jq -c -f "$ROOT/tools/jq/select.jq" w*.json >orders
+	jq -r '[.nodes[] | select(.status == "active") | .id][0] // "-"' w*.json >active
+	for w in w*.json; do
+		"$KM/km-plan" "$w"
+	done | jq -r '.slots[0].node // "-"' >chosen
+	paste active <(jq -r '.[0] // "-"' orders) | awk '{ print ($1 != "-" ? $1 : $2) }' >expected
+	[ "$(wc -l <chosen)" -eq 1000 ]
+	cmp expected chosen
+	# Both kinds of choice occur.
+	[ "$(grep -c '^-$' active)" -gt 200 ]
+	[ "$(grep -vc '^-$' active)" -gt 100 ]
+}
+
 @test "active nodes keep their slots" {
 	"$PEERS/random-tree" . 200 40 3 10 7
 	for w in w*.json; do

@@ -2,6 +2,7 @@
 #include "search.h"
 
 #include "cycle.h"
+#include "ledger.h"
 #include "plan.h"
 #include "round.h"
 
@@ -676,6 +677,68 @@ static void random_searches_stay_sound_and_end(void **state)
 	assert_true(solved > 50); /* the dice do let searches get somewhere */
 }
 
+/* ---- the ledger ------------------------------------------------------------------------------------------------- */
+
+static const cJSON *entry_of(const struct world *w, int n)
+{
+	return cJSON_GetArrayItem(json_get(w->document, "ledger"), n);
+}
+
+static void predictions_are_kept_as_they_were_when_the_cycle_began(void **state)
+{
+	struct world w = first_world(1, 1, "default");
+	char *child;
+
+	(void)state;
+	apply(&w, 8, -1, "{\"op\": \"insert_node\", \"parent\": \"root\", \"confidence_0_to_1\": 0.8, \"action\": {\"title\": \"A\", \"difficulty_1_to_5\": 1, "
+			 "\"score_0_to_1\": 0.9, \"expected_vs_baseline_factor\": 4}}");
+	assert_null(play(&w, "PASSED", 200));
+	/* What the model says later changes nothing. */
+	child = xasprintf("{\"op\": \"update_node\", \"node\": \"%s\", \"set\": {\"confidence_0_to_1\": 0.1, \"action\": {\"expected_vs_baseline_factor\": 2}}}", w.nodes[1].id);
+	assert_int_equal(apply(&w, 8, -1, child).applied, 1);
+	free(child);
+	assert_string_equal(play(&w, "TIMEOUT", 0), "closed");
+	assert_int_equal(cJSON_GetArraySize(json_get(w.document, "ledger")), 1);
+	assert_string_equal(json_string(entry_of(&w, 0), "kind"), "family");
+	assert_true(json_number(entry_of(&w, 0), "expected", 0) == 4);
+	assert_true(json_number(entry_of(&w, 0), "confidence", 0) == 0.8);
+	assert_true(json_number(entry_of(&w, 0), "measured", 0) == 2);
+	/* A refinement's kind is its highest impact; without a pass nothing was measured. */
+	child = xasprintf("{\"op\": \"insert_node\", \"parent\": \"%s\", \"impacts\": {\"memory_bandwidth\": {\"rating_0_to_10\": 4}, \"register_pressure\": {\"rating_0_to_10\": 7}}, "
+			  "\"action\": {\"title\": \"B\", \"difficulty_1_to_5\": 1, \"score_0_to_1\": 0.9, \"expected_vs_baseline_factor\": 3}}", w.nodes[1].id);
+	apply(&w, 8, -1, child);
+	free(child);
+	assert_string_equal(play(&w, "TIMEOUT", 0), "failed");
+	assert_string_equal(json_string(entry_of(&w, 1), "kind"), "registers");
+	assert_true(cJSON_IsNull(json_get(entry_of(&w, 1), "measured")));
+	/* No prediction, no entry. */
+	insert(&w, "root", "C", 1, 1);
+	play(&w, "PASSED", 100);
+	play(&w, "TIMEOUT", 0);
+	assert_int_equal(cJSON_GetArraySize(json_get(w.document, "ledger")), 2);
+	world_release(&w);
+}
+
+static void calibration_is_told_by_kind_and_confidence(void **state)
+{
+	cJSON *world = parse("{\"ledger\": ["
+			     "{\"kind\": \"family\", \"expected\": 4, \"confidence\": 0.9, \"measured\": 2},"
+			     "{\"kind\": \"family\", \"expected\": 2, \"confidence\": 0.7, \"measured\": 1.8},"
+			     "{\"kind\": \"memory\", \"expected\": 2, \"confidence\": 0.2, \"measured\": null}]}");
+	struct buf b;
+
+	(void)state;
+	buf_init(&b, 1 << 16);
+	ledger_text(world, &b);
+	assert_non_null(strstr(b.data, "- all: 3 predictions, confidence 0.60 on average; 2 passed, 1 kept (0.33); measured / expected: median 0.70, from 0.50 to 0.90\n"));
+	assert_non_null(strstr(b.data, "- new families: 2 predictions, confidence 0.80 on average; 2 passed, 1 kept (0.50)"));
+	assert_non_null(strstr(b.data, "- refinements for memory bandwidth: 1 prediction, confidence 0.20 on average; 0 passed, 0 kept (0.00)\n"));
+	assert_non_null(strstr(b.data, "- confidence 0.7 and more: 2 predictions"));
+	assert_null(strstr(b.data, "confidence 0.4 to 0.7"));
+	buf_release(&b);
+	cJSON_Delete(world);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -699,6 +762,8 @@ int main(void)
 		cmocka_unit_test(an_empty_frontier_asks_and_three_failures_end),
 		cmocka_unit_test(an_unrecorded_refill_ends_a_replay),
 		cmocka_unit_test(random_searches_stay_sound_and_end),
+		cmocka_unit_test(predictions_are_kept_as_they_were_when_the_cycle_began),
+		cmocka_unit_test(calibration_is_told_by_kind_and_confidence),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -42,6 +42,9 @@ lint: ## warnings as errors, gcc -fanalyzer, cppcheck, shellcheck, man pages aga
 bench-tools: all ## what the tools themselves take: time per round, nothing to do, 10,000 nodes, prompts
 	+$(Q)tests/bench-tools.sh
 
+bench-rounds: test-programs ## a search of 1,000 rounds, instant model and judge: do time, memory and files stay flat? ROUNDS=1000
+	+$(Q)$(if $(ROUNDS),ROUNDS=$(ROUNDS)) tests/bench-rounds.sh
+
 # libFuzzer where clang is, else the driver in fuzz.c; the library is built again with sanitizers for it.
 FUZZ_CC := $(if $(shell command -v clang),clang,$(CC))
 FUZZ_FLAGS := $(if $(filter clang,$(FUZZ_CC)),-fsanitize=fuzzer-no-link)
@@ -64,4 +67,4 @@ check-task: all ## prove a task: TASK=
 	$(Q)$(BIN)/km-check-task $(TASK_FOLDER)
 
 -include $(wildcard $(PEERS)/*.d)
-.PHONY: test test-programs lint bench-tools fuzz simulate check-task
+.PHONY: test test-programs lint bench-tools bench-rounds fuzz simulate check-task
