@@ -33,7 +33,7 @@ last_world() {
 		if [ "$strategy" = world ]; then
 			grep -q '"cue": "edit/' "$STATE/$strategy"/calls/*.json
 		else
-			! grep -lE '"cue": "(init|edit|refill)/' "$STATE/$strategy"/calls/*.json
+			[ "$(cat "$STATE/$strategy"/calls/*.json | grep -cE '"cue": "(init|edit|refill)/')" -eq 0 ]
 		fi
 	done
 }
@@ -107,7 +107,7 @@ last_world() {
 	search world SAMPLES=3 WIDTH=2 EVALS=12 K=2
 	jq -e '.slots | length == 6 and ([.[0:3][] | {node, attempt}] | unique | length == 1) and [.[].sample] == [1, 2, 3, 1, 2, 3]' "$STATE/world/r00001/plan.json"
 	grep -lE '"cue": "code/[^"]*/1/3"' "$STATE"/world/calls/*.json
-	local world attempt best round=r00001
+	local world best round=r00001
 	world=$STATE/world/r00001/world.json
 	[ "$(jq .evaluations "$world")" -eq 6 ]
 	best=$(jq -s '[.[] | .score // 0] | max' "$STATE"/world/$round/s[012]/bench.json)
