@@ -445,3 +445,25 @@ outline() { sed -n '/^The tree of intents/,/^The path/p' shown | sed '1,2d; $d';
 		esac
 	done
 }
+
+@test "evolve, climb and sample stay under the ceiling with huge kernels, and show what they are to show" {
+	make_run 40
+	{ cat run/r00001/s0/kernel.c; yes '/* a long kernel, line after line */' | head -c 900000; } > long.c
+	cp long.c run/r00001/s0/kernel.c
+	cp long.c run/r00002/s0/kernel.c
+	yes -- '- a sheet with much to say' | head -c 30000 > run/prompts/hardware.md
+	local mode
+	for mode in evolve climb sample; do
+		plan_mode ".slots[0] |= (.mode = \"$mode\" | .parent = .base | .others = [.base, .base])"
+		ask
+		prompt run/r00003/s0/request.json > shown
+		echo "$mode: $(wc -c < shown)"
+		[ "$(wc -c < shown)" -le 200000 ]
+		[ "$(grep -c '^# The tree\|^The tree of intents' shown)" -eq 0 ]
+		case $mode in
+		evolve) [ "$(grep -c 'a long kernel' shown)" -gt 2000 ] && grep -q 'it has passed' shown && grep -q "unknown type name 'flaot'" shown ;;
+		climb) grep -q 'The kernel of the parent' shown && grep -q "unknown type name 'flaot'" shown ;;
+		sample) [ "$(grep -c 'a long kernel' shown)" -eq 0 ] ;;
+		esac
+	done
+}

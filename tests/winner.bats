@@ -51,6 +51,9 @@ setup() {
 	local world
 	for world in "$STATE"/a/r*/world.json; do :; done
 	[ "$(cut -f1 "$STATE/a/best/winner.tsv")" != "$(jq -r .best.node "$world")" ]
+	run km_run a TASK=sgemm_cpu
+	[[ ${lines[-1]} == 'best: 2.0x (node '* ]]
+	[ "$(wc -l <"$PROGRAM_FOLDER/count")" -eq 2 ]
 }
 
 @test "where the device is missing the search ends all the same, with the figure that it has" {

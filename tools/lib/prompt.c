@@ -243,7 +243,7 @@ static int take_inspirations(struct parts *parts, const cJSON *others, const cha
 	}
 	if (b.len == 0)
 		buf_puts(&b, "(No other kernel has passed yet.)\n");
-	take(parts, "inspirations", &b, JSON_MAX_BYTES);
+	take(parts, "inspirations", &b, PART_INSPIRATIONS);
 	return status;
 }
 
