@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,6 +55,25 @@ static void test_profile(void **state)
 	assert_string_equal(json_string(cJSON_GetArrayItem(stalls, 1), "reason"), "wait");
 	cJSON_Delete(found);
 	free(text);
+}
+
+/* Before what was asked for, the raw page has all that is known of device and launch. */
+static void test_many_columns(void **state)
+{
+	char text[1 << 14] = "", *at = text;
+	cJSON *found;
+
+	(void)state;
+	at += sprintf(at, "\"ID\",\"Kernel Name\"");
+	for (int i = 0; i < 300; i++)
+		at += sprintf(at, ",\"device__attribute_%d\"", i);
+	at += sprintf(at, ",\"gpu__time_duration.sum\"\n\"\"\n\"0\",\"scale\"");
+	for (int i = 0; i < 300; i++)
+		at += sprintf(at, ",\"%d\"", i);
+	sprintf(at, ",\"7,000\"\n");
+	found = figures_of_profile(text);
+	assert_true(is(found, "duration_us", 7));
+	cJSON_Delete(found);
 }
 
 /* Cut anywhere, or with bytes changed, it is read as far as it goes. */
@@ -135,7 +155,7 @@ static void test_why(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_profile), cmocka_unit_test(test_cut), cmocka_unit_test(test_metrics), cmocka_unit_test(test_check),
+		cmocka_unit_test(test_profile), cmocka_unit_test(test_many_columns), cmocka_unit_test(test_cut), cmocka_unit_test(test_metrics), cmocka_unit_test(test_check),
 		cmocka_unit_test(test_why),
 	};
 

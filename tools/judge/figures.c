@@ -11,7 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { COLUMNS = 96, FIELD = 256, WORDS_MAX = 3000, STALLS = 2 };
+/* The raw page begins with what is known of device and launch: some 200 columns. */
+enum { COLUMNS = 1024, FIELD = 256, WORDS_MAX = 3000, STALLS = 2 };
 
 /* ---- ncu: what is asked ----------------------------------------------------------------------------------------- */
 

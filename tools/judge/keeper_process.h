@@ -99,6 +99,7 @@ struct keeper_process {
 	struct device_zone *zones;
 	struct keeper_zone *zone_owners;
 	size_t zone_count;
+	const struct keeper_participant *zoned; /* whose workspace is among the zones, NULL: nobody's */
 	unsigned char *window;              /* pinned */
 	int window_output, window_copy;     /* output -1: no rows were copied */
 	int64_t window_first, window_step;

@@ -77,8 +77,16 @@ int keeper_process_load(struct keeper_process *k, const char *folder, const char
 
 static void stop_participant(struct keeper_process *k, struct keeper_participant *p)
 {
+	struct error none;
+
 	if (!p->started)
 		return;
+	/* The guard zones are looked at once more with the next inputs: those of a slab that is gone are not there any more. */
+	if (k->zoned == p) {
+		k->zone_count = 0;
+		k->zoned = NULL;
+		device_guard(k->device, NULL, 0, 0, &none);
+	}
 	device_slab_release(k->device, &p->scratch);
 	if (p->page)
 		munmap(p->page, KEEPER_PAGE_BYTES);

@@ -194,7 +194,8 @@ static int draw_guards(struct keeper_process *k, const struct keeper_participant
 		add_zones(k, &k->inputs, &k->input_places[i], 1, KEEPER_INPUT_GUARD, i);
 	for (int i = 0; i < k->task.output_count; i++)
 		add_zones(k, &k->outputs, &k->output_places[i], k->copies, KEEPER_OUTPUT_GUARD, i);
-	if (p && p->workspace)
+	k->zoned = p && p->workspace ? p : NULL;
+	if (k->zoned)
 		add_zones(k, &p->scratch, &p->place, 1, KEEPER_WORKSPACE_GUARD, 0);
 	return device_guard(k->device, k->zones, k->zone_count, random_secret(), err);
 }

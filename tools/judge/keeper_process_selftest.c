@@ -1162,6 +1162,18 @@ static void test_large(struct selftest *t)
 	}
 }
 
+/* Its guard zones go with it, though the next inputs look at those of the last call. */
+static void test_stop_after_call(struct selftest *t)
+{
+	size_t workspace = t->k.task.workspace_bytes < 12345 ? t->k.task.workspace_bytes : 12345;
+	bool called = ask_select(t, 1, t->small, workspace) && ask_inputs(t, t->small, 0, false) && ask_prepare(t, 1, PROTOCOL_IDLE, 1);
+
+	stop(t, 1);
+	if (called)
+		tell(t, ask_inputs(t, t->small, 0, false), "inputs can be made when the participant of the last call is gone, its %zu bytes of workspace too",
+		     workspace);
+}
+
 static void test_all(struct selftest *t)
 {
 	struct answer a;
@@ -1193,7 +1205,7 @@ static void test_all(struct selftest *t)
 	time_workload(t, t->small, "small");
 	time_right(t);
 	time_workload(t, t->large, "large");
-	stop(t, 1);
+	test_stop_after_call(t);
 	if (start(t, 1))
 		tell(t, ask_select(t, 1, t->small, 0), "a participant can be stopped and started again");
 	for (int i = 0; i < PARTICIPANTS; i++)
