@@ -67,6 +67,22 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 	[ "$(jq -r .provider reply.json)" = exec ]
 }
 
+@test "exec: the request as a file too, and the reply as a file if there is one" {
+	# shellcheck disable=SC2016
+	llm --provider exec --exec 'cat > in; cmp in "$KM_REQUEST" && jq -r .id "$KM_REQUEST_JSON" > "$KM_REPLY"; echo "$KM_CUE" >> "$KM_REPLY"; echo chatter'
+	[ "$(jq -r .text reply.json)" = "$(id_of request.json)"$'\n'code/tile.0a1b/1 ]
+	request code/tile.0a1b/2 > request.json
+	# shellcheck disable=SC2016
+	llm --provider exec --exec ': > "$KM_REPLY"; echo printed; dirname "$KM_REPLY" > '"$PWD/where"
+	[ "$(jq -r .text reply.json)" = printed ]
+	[ ! -e "$(cat where)" ]
+	request code/tile.0a1b/3 > request.json
+	# shellcheck disable=SC2016
+	run llm --provider exec --exec 'head -c 17000000 /dev/zero > "$KM_REPLY"'
+	[ "$status" -eq 4 ]
+	[[ $output == *"a reply that cannot be taken"* ]]
+}
+
 @test "exec: a command that fails is exit 4 with its words, and the run goes on" {
 	run llm --provider exec --exec 'echo out; echo no luck >&2; exit 7'
 	[ "$status" -eq 4 ]

@@ -88,7 +88,51 @@ setup_file() {
 	[ "$status" -eq 75 ]
 	[ "$(find "$STATE/a" -name 'ask-*.md' | wc -l)" -eq 2 ]
 	run km_make waiting RUN=a
-	[ "$(grep -c 'ask-.*->' <<<"$output")" -eq 2 ]
+	[ "$(grep -c 'ask-.*->.*(code/.*/1)$' <<<"$output")" -eq 2 ]
+	printf 'start\t%064d\tcode/x/1\texec\t-\t1\t1\t0.0\t0\n' 7 >>"$STATE/a/calls.tsv"
+	run km_make waiting RUN=a
+	[[ $output == *"asked of exec, being answered or cut off: code/x/1"* ]]
+}
+
+@test "an answer without code is asked for once more, with the reason" {
+	run km_run a FROM="$RECORDING" PROVIDER=manual
+	local ask i
+	ask=$(echo "$STATE"/a/r00000/ask-*.md)
+	"$ROOT/tests/peer/model.sh" <"$ask" >"${ask/ask-/answer-}"
+	run km_run a
+	for i in 1 2; do
+		ask=$(echo "$STATE"/a/r00001/s0/ask-*.md)
+		[ "$i" = 1 ] || grep -q 'the reply holds no code block, and it is not code as a whole' "$ask"
+		echo "I would rather not." >"${ask/ask-/answer-}"
+		run km_run a
+		[ "$i" = 2 ] || [[ $output == *"asked again"* ]]
+	done
+	[ "$(jq -r '.status, .reason' "$STATE/a/r00001/s0/candidate.json")" = $'NO_CODE\nthe reply holds no code block, and it is not code as a whole' ]
+}
+
+@test "a command for exec is the shell's to the letter, and gets request and reply as files" {
+	export EXEC_LOG=$BATS_TEST_TMPDIR/log MODEL=$ROOT/tests/peer/model.sh
+	# shellcheck disable=SC2016
+	run km_make run RUN=a TASK=sgemm_cpu PROVIDER=exec JUDGE=replay FROM="$RECORDING" ROUNDS=1 WIDTH=2 \
+		EXEC='"$MODEL" < "$KM_REQUEST" > "$KM_REPLY"; echo "$KM_CUE $$" >> "$EXEC_LOG"; echo thinking...'
+	echo "$output"
+	[ "$status" -eq 0 ]
+	grep -q '^init/0 [0-9]*$' "$EXEC_LOG"
+	[ "$(jq -r .status "$STATE/a/r00001/s0/candidate.json")" = CODE ]
+}
+
+@test "a budget ends the search between two calls, and a larger one goes on" {
+	export KM_PRICE=1,10 EXEC=$ROOT/tests/peer/model.sh
+	run km_run a TASK=sgemm_cpu PROVIDER=exec ROUNDS=3 USD=0.1 JUDGE=replay FROM="$RECORDING"
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[[ $output == *"run: ended: \$0.0000 of \$0.1000 spent; open calls may cost \$0.0000, and the next one "* ]]
+	[ ! -e "$STATE/a/r00000/reply.json" ]
+	run km_run a USD=5
+	[ "$status" -eq 0 ]
+	[ -e "$STATE/a/r00001/world.json" ]
+	run km_make status RUN=a
+	[[ $output == *" answered of "*" usd, "* ]]
 }
 
 @test "a failure is its exit code and its file; the next make goes on" {

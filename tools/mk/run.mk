@@ -30,7 +30,9 @@ TOKENS ?=
 SECONDS ?=
 LIMIT_SECONDS ?= $(SECONDS)
 CALLS ?=
+# A shell command to the letter: make is not to look for variables of its own in it.
 EXEC ?=
+override EXEC := $(value EXEC)
 # Of one call (km-llm(1)): seconds in all, seconds without a byte, tries, WHOLE=1 for no stream, dollars, tokens; prices.
 TIMEOUT ?=
 STALL ?=
