@@ -302,7 +302,7 @@ no_key() {
 	}
 	export -f one
 	export PORT KM
-	for round in 1 2 3 4 5 6 7 8; do
+	for ((round = 1; round <= 8; round++)); do
 		seq $n | xargs -P 8 -I % bash -c 'one %'
 		[ "$(find replies -name '[!.]*.json' | wc -l)" -lt "$n" ] || break
 	done
