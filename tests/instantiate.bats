@@ -137,10 +137,12 @@ source_of() {
 }
 
 @test "hostile replies are read in time" {
-	local what
+	local what size=2000000
+	# Every strstr of a sanitized program looks at the whole text.
+	[ -z "${SANITIZE:-}" ] || size=50000
 	: > base && plan_with_base < base
 	for what in '<think></think>' 'km_run(' '</think>' '@@\n' '<<<<<<< SEARCH\n' '```\n' '/*' '{' '{"ops": [/*'; do
-		awk -v what="$what" 'BEGIN { for (i = 0; i < 2000000 / length(what); i++) printf "%s", what }' > text
+		awk -v what="$what" -v size="$size" 'BEGIN { for (i = 0; i < size / length(what); i++) printf "%s", what }' > text
 		timeout 20 "$KM/km-instantiate" check --plan r00002/plan.json --slot 0 < text 2> complaint || [ $? -eq 3 ]
 		timeout 20 "$KM/km-update" check < text 2> complaint || [ $? -eq 3 ]
 	done
