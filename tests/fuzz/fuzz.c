@@ -8,9 +8,11 @@
  */
 #include "code.h"
 #include "json.h"
+#include "mend.h"
 #include "ops.h"
 #include "plan.h"
 #include "schema.h"
+#include "sse.h"
 #include "strategy.h"
 #include "util.h"
 #include "world.h"
@@ -126,14 +128,51 @@ static void read_tree_reply(const char *text, size_t len)
 	cJSON_Delete(reply);
 }
 
-/* A reply with code. */
+/* A reply with code, or with changes to a kernel. */
 static void read_code_reply(const char *text)
 {
-	const char *reason = NULL;
-	char *source = code_extract(text, &reason);
+	static const char base[] = "#include \"task.h\"\nint a;\n\nint b;\nint a;\nint km_run(const struct km_args *x)\n{\n\treturn 0;\n}\n";
+	struct error err = { 0 };
+	char *source = code_extract(text, base, &err);
 
-	must(source || reason, "a reply without code has a reason");
+	must(source || *err.text, "a reply without code has a reason");
+	must(!source || code_is_patch(text) || strlen(source) <= strlen(text) + 1, "code that is found is a part of the reply");
 	free(source);
+}
+
+static bool take_event(void *events, const char *data, size_t len)
+{
+	must(strlen(data) <= len, "an event ends with a NUL");
+	++*(size_t *)events;
+	return true;
+}
+
+/* A service's bytes: a stream gives the same events however it is cut; what is mended once needs no mending. */
+static void read_stream(const char *text, size_t len)
+{
+	size_t whole = 0, bytes = 0;
+	struct sse sse;
+	char *once, *twice;
+
+	sse_init(&sse, 1 << 20, take_event, &whole);
+	sse_feed(&sse, text, len);
+	sse_end(&sse);
+	sse_release(&sse);
+	sse_init(&sse, 1 << 20, take_event, &bytes);
+	for (size_t i = 0; i < len; i++)
+		sse_feed(&sse, text + i, 1);
+	sse_end(&sse);
+	sse_release(&sse);
+	must(whole == bytes, "a stream gives the same events however it is cut");
+	once = mend_escapes(text, len);
+	twice = mend_escapes(once, strlen(once));
+	must(strlen(once) < len || strcmp(once, twice) == 0, "escapes are mended once");
+	free(twice);
+	free(once);
+	once = mend_syntax(text, len);
+	must(strlen(once) <= len, "mending only takes away");
+	mend_object_length(text, len);
+	free(once);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -145,10 +184,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	text = xmalloc(size);
 	memcpy(text, data + 1, size - 1);
 	text[size - 1] = 0;
-	switch (data[0] % 3) {
+	switch (data[0] % 4) {
 	case 0: read_document(text, size - 1); break;
 	case 1: read_tree_reply(text, size - 1); break;
-	default: read_code_reply(text);
+	case 2: read_code_reply(text); break;
+	default: read_stream(text, size - 1);
 	}
 	free(text);
 	return 0;
