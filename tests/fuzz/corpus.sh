@@ -31,6 +31,7 @@ jq -c '.strategy = "evolve"' tests/golden/state/run.json | seed 0 evolve-run
 jq -c '.settings.strategy = "evolve" | .nodes |= map(select(.status != "active") | .islands = [0, 2])' tests/golden/state/world.json | seed 0 evolve-world
 # shellcheck disable=SC2016
 sed -n '/^```json/,/^```/p' prompts/parts/operations.md | seed 1 operations
+# shellcheck disable=SC2016
 printf '```diff\n--- a\n+++ b\n@@ -2,3 +2,3 @@\n int a;\n \n-int b;\n+int c;\n@@ -8 +8 @@\n-\treturn 0;\n+\treturn 1;\n```\n' | seed 2 diff
 printf '<<<<<<< SEARCH\nint b;\n=======\nint c;\n>>>>>>> REPLACE\n' | seed 2 blocks
 printf '{"summary": "x", // y\n "ops": [{"op": "prune_node", "node": "a", "reason": "/* no */",},],}' | seed 1 comments
