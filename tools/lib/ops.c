@@ -101,9 +101,17 @@ static cJSON *parse_text(const char *text, size_t len, struct error *err)
 
 cJSON *ops_parse(const char *text, size_t len, struct error *err)
 {
-	char *whole = xstrndup(text, len), *clean = reply_without_thinking(whole);
-	cJSON *reply = parse_text(clean, strlen(clean), err);
+	const char *nul = memchr(text, 0, len);
+	char *whole, *clean;
+	cJSON *reply;
 
+	if (nul) {
+		error_set(err, KM_EXIT_INPUT, "the reply has a NUL at byte %zu", (size_t)(nul - text));
+		return NULL;
+	}
+	whole = xstrndup(text, len);
+	clean = reply_without_thinking(whole);
+	reply = parse_text(clean, strlen(clean), err);
 	free(clean);
 	free(whole);
 	return reply;
