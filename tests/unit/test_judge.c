@@ -19,6 +19,9 @@ static const double own_seconds[] = { 20e-6, 40e-6, 30e-6 };
 static double added[3];
 static bool alive;
 static size_t calls_alone;
+/* What our clock has over the events of the candidate's first so many calls. */
+static size_t odd_calls, own_calls;
+static const double odd_seconds = 20e-6;
 
 static double noisy(double seconds)
 {
@@ -29,7 +32,7 @@ static struct keeper *open_nothing(const struct keeper_options *options, struct 
 {
 	(void)options, (void)err;
 	alive = true;
-	calls_alone = 0;
+	calls_alone = own_calls = 0;
 	return (struct keeper *)&alive;
 }
 
@@ -58,7 +61,7 @@ static int call(struct keeper *k, size_t who, struct keeper_call *c, struct verd
 	assert_true(who != CANDIDATE || alive);
 	calls_alone += !alive;
 	c->seconds = noisy(own_seconds[who]) + (alive ? added[who] : 0);
-	c->elapsed = c->seconds;
+	c->elapsed = c->seconds + (who == CANDIDATE && own_calls++ < odd_calls ? odd_seconds : 0);
 	c->arrival = c->gap = 0;
 	c->disturbed = c->busy = false;
 	return 0;
@@ -158,9 +161,30 @@ static void test_others_disturbed(void **state)
 	judge_result_release(&r, 1);
 }
 
+/* A few windows that are too long do not refuse it: more calls are made until they are a minority, or all there may be. */
+static void test_clock_in_doubt(void **state)
+{
+	struct judge_result r;
+
+	(void)state;
+	odd_calls = 12;
+	judge(BASELINE, 0, &r);
+	assert_int_equal(r.verdict.status, VERDICT_PASSED);
+	assert_true(r.workloads[0].candidate.count > 12);
+	judge_result_release(&r, 1);
+	odd_calls = SIZE_MAX;
+	judge(BASELINE, 0, &r);
+	assert_int_equal(r.verdict.status, VERDICT_REJECTED);
+	assert_string_equal(r.verdict.rule, "clock");
+	assert_int_equal(r.workloads[0].candidate.count, 64);
+	judge_result_release(&r, 1);
+	odd_calls = 0;
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(test_others_alone), cmocka_unit_test(test_others_disturbed) };
+	const struct CMUnitTest tests[] = { cmocka_unit_test(test_others_alone), cmocka_unit_test(test_others_disturbed),
+		cmocka_unit_test(test_clock_in_doubt) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

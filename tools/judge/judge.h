@@ -37,7 +37,7 @@ enum {
 /* Where the keeper has clocks of its own (keeper.h, batch): what a call may take longer by the window than by its own
  * events, in seconds and as a share, median over a workload's timed calls; a call of a batch; and the share of the least
  * time by the datasheet below which no call is believed. */
-#define JUDGE_WINDOW_SLACK 4e-6
+#define JUDGE_WINDOW_SLACK 5e-6
 #define JUDGE_WINDOW_SHARE 0.005
 #define JUDGE_BATCH_SLACK 1e-6
 #define JUDGE_BATCH_SHARE 0.01
