@@ -47,7 +47,7 @@ prompts() {
 	local size
 	size=$(jq '[.messages[]?.content | utf8bytelength] | add // 0' "$STATE"/bench/r*/s0/{request,edit-request}.json | sort -n | tail -n 1)
 	row "largest prompt of $ROUNDS rounds, $(jq '.nodes | length' "$STATE/bench/r$(printf %05d "$ROUNDS")/world.json") nodes" \
-		"$size" 200000 B
+		"$size" 300000 B
 }
 
 # The same kernel against itself, three judgements: how far the factor between the two copies is from 1, in percent, the

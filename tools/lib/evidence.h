@@ -11,7 +11,7 @@
 
 enum {
 	EVIDENCE_MAX = 6000,         /* bytes of one verdict with its table or diagnostics */
-	EVIDENCE_CODE_MAX = 28000,   /* bytes of one kernel */
+	EVIDENCE_CODE_MAX = 64000,   /* bytes of one kernel */
 	EVIDENCE_DIAGNOSTICS = 3000, /* bytes of compiler messages */
 	EVIDENCE_WORKLOADS = 24,     /* rows of the table of times */
 	EVIDENCE_KERNELS = 8,        /* lines about what a kernel needs of the device */

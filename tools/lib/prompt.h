@@ -16,7 +16,7 @@
 #include <stdbool.h>
 
 enum {
-	PROMPT_MAX_BYTES = 200000, /* all messages of a request together */
+	PROMPT_MAX_BYTES = 300000, /* all messages of a request together */
 	PROMPT_MAX_TOKENS = 16000, /* parameters.max_tokens: the longest reply asked for */
 	PROMPT_THIN_NODES = 3,     /* fewer open nodes than this with V above PROMPT_THIN_SCORE: ask for more */
 	PROMPT_MAX_NEW = 3,        /* new nodes that one ended cycle may bring */

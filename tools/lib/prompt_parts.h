@@ -26,7 +26,7 @@ enum {
 	PART_TRAJECTORY = 24000,
 	PART_LEDGER = 2000,
 	PART_INSPIRATIONS = 48000, /* only in evolve.md, which holds neither outline nor path */
-	/* Kernels and verdicts: evidence.h. Two kernels and two verdicts at most are in one prompt: 68,000. */
+	/* Kernels and verdicts: evidence.h. Two kernels and two verdicts at most are in one prompt: 140,000. */
 };
 
 struct parts {
