@@ -475,11 +475,11 @@ static int *find_workloads(const struct bench *b, size_t *count, struct error *e
 	return found;
 }
 
-static int judge_with(struct bench *b, const char *reference, int device, struct error *err)
+static int judge_with(struct bench *b, const char *reference, const struct gpu *gpu, struct error *err)
 {
 	struct judge_kernel *rivals = xcalloc(b->rival_count + 1, sizeof(*rivals));
 	struct judge_options options = {
-		.keeper = keeper_of(b->task.target), .task = &b->task, .reference = reference, .device = device,
+		.keeper = keeper_of(b->task.target), .task = &b->task, .reference = reference, .gpu = gpu,
 		.candidate = kernel_of(&b->candidate), .baseline = kernel_of(&b->baseline),
 		.rivals = rivals, .rival_count = b->rival_count,
 		.feedback = b->options->feedback, .final = b->options->final,
@@ -532,7 +532,7 @@ static int judge_on_cpu(struct bench *b, struct error *err)
 	char *reference = status == 0 ? build_others(b, err) : NULL;
 
 	if (status == 0)
-		status = reference ? judge_with(b, reference, 0, err) : -1;
+		status = reference ? judge_with(b, reference, NULL, err) : -1;
 	lease_drop(lease);
 	json_set_number(b->document, "seconds", monotonic_seconds() - start);
 	free(reference);
@@ -552,7 +552,7 @@ static int judge_on_gpu(struct bench *b, struct error *err)
 		lease = gpu_lease(b->gpus, b->gpu_count, &gpu, &interrupted, err);
 	waited = monotonic_seconds() - waited;
 	if (lease >= 0)
-		status = judge_with(b, reference, gpu->ordinal, err);
+		status = judge_with(b, reference, gpu, err);
 	lease_drop(lease);
 	json_set_number(b->document, "seconds", monotonic_seconds() - start - waited);
 	free(reference);

@@ -265,7 +265,7 @@ int examine(cJSON *document, const struct judge_options *options, const struct j
 {
 	struct examination x = { .document = document, .options = options, .result = result };
 	struct keeper_options wanted = { .task = options->task, .reference = options->reference, .participants = 1,
-					 .device = options->device, .no_sandbox = options->no_sandbox, .interrupted = options->interrupted };
+					 .gpu = options->gpu, .no_sandbox = options->no_sandbox, .interrupted = options->interrupted };
 	struct error failed = { .code = KM_OK };
 	struct keeper *k;
 

@@ -715,7 +715,7 @@ static int open_keeper(struct judge *j, struct error *err)
 {
 	struct keeper_options options = {
 		.task = j->options->task, .reference = j->options->reference, .workloads = j->workloads,
-		.workload_count = j->result->workload_count, .participants = j->participants, .device = j->options->device,
+		.workload_count = j->result->workload_count, .participants = j->participants, .gpu = j->options->gpu,
 		.no_sandbox = j->options->no_sandbox, .interrupted = j->options->interrupted,
 	};
 

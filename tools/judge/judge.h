@@ -54,7 +54,7 @@ struct judge_options {
 	const struct keeper_ops *keeper;
 	const struct task *task;
 	const char *reference;
-	int device; /* keeper.h */
+	const struct gpu *gpu; /* keeper.h */
 	struct judge_kernel candidate, baseline;
 	const struct judge_kernel *rivals;
 	size_t rival_count;

@@ -22,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct gpu;
 struct keeper;
 
 struct keeper_options {
@@ -30,7 +31,7 @@ struct keeper_options {
 	const int *workloads;     /* indices into task->workloads: memory is made for the largest of these */
 	size_t workload_count;
 	size_t participants;
-	int device;               /* the ordinal of a CUDA device; 0 for cpu */
+	const struct gpu *gpu;    /* gpu.h; NULL for cpu */
 	bool no_sandbox;
 	const volatile sig_atomic_t *interrupted; /* set by a signal handler; NULL: never */
 };

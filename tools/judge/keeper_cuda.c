@@ -10,6 +10,7 @@
  */
 #include "keeper.h"
 
+#include "gpu.h"
 #include "keeper_link.h"
 #include "nvml.h"
 #include "runner_process.h"
@@ -248,7 +249,7 @@ static int find_folders(struct keeper *k, struct error *err)
 	char arch[16]; /* known here: to be asked of the management library it would be opened once more */
 	int status;
 
-	snprintf(arch, sizeof(arch), "sm_%d%d", k->device.major, k->device.minor);
+	snprintf(arch, sizeof(arch), "sm_%d%d", k->options.gpu->major, k->options.gpu->minor);
 	status = toolchain_find_cuda(arch, tools, err);
 
 	add_folder(k, driver);
@@ -424,6 +425,9 @@ static int open_all(struct keeper *k, struct error *err)
 		return -1;
 	k->device = m.device;
 	k->device.name[sizeof(k->device.name) - 1] = k->device.uuid[sizeof(k->device.uuid) - 1] = 0;
+	if (strcmp(k->device.uuid, k->options.gpu->uuid) != 0)
+		return error_set(err, KM_EXIT_ENVIRONMENT, "the keeper of the device '%s' (%s) has opened '%s'", k->options.gpu->name,
+				 k->options.gpu->uuid, k->device.uuid);
 	k->nvml = nvml_open(k->device.uuid);
 	if (find_sandbox_needs(k, err) < 0 || cuda_start(k, k->control, &nothing, &v, err) < 0)
 		return -1;

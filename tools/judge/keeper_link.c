@@ -1,5 +1,6 @@
 #include "keeper_link.h"
 
+#include "gpu.h"
 #include "process.h"
 #include "runner_process.h"
 #include "util.h"
@@ -41,7 +42,7 @@ static void make_arguments(struct arguments *a, const struct keeper_options *o, 
 {
 	argument(a, runner_program_path("km-keeper-cuda"));
 	argument(a, xasprintf("%d", socket));
-	argument(a, xasprintf("%d", o->device));
+	argument(a, xasprintf("%d", o->gpu->ordinal));
 	argument(a, xstrdup(o->task->folder));
 	argument(a, xstrdup(o->reference));
 	argument(a, xasprintf("%zu", participants));

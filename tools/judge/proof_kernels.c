@@ -409,12 +409,12 @@ static int prove_suspect(struct trial *t, const struct suspect *s, struct error 
 	return result;
 }
 
-static int prove_all(const struct proof *p, const struct suspects *s, int device, struct error *err)
+static int prove_all(const struct proof *p, const struct suspects *s, const struct gpu *gpu, struct error *err)
 {
 	struct task task = *p->task; /* on cpu with a workspace in which a copy of some outputs has room; on cuda the task must have it */
 	int *all = xcalloc((size_t)task.workload_count, sizeof(*all)), result = -1;
 	struct keeper_options options = { .task = &task, .reference = p->reference, .workloads = all, .participants = s->count,
-					  .workload_count = (size_t)task.workload_count, .device = device, .no_sandbox = p->no_sandbox };
+					  .workload_count = (size_t)task.workload_count, .gpu = gpu, .no_sandbox = p->no_sandbox };
 	struct trial t = { .p = p, .ops = keeper_of(task.target) };
 
 	for (int w = 0; w < task.workload_count; w++)
@@ -432,7 +432,7 @@ static int prove_all(const struct proof *p, const struct suspects *s, int device
 
 static int prove_on_cpu(const struct proof *p, const struct suspects *s, struct error *err)
 {
-	int lease = lease_take("cpu", err), result = lease < 0 ? -1 : prove_all(p, s, 0, err);
+	int lease = lease_take("cpu", err), result = lease < 0 ? -1 : prove_all(p, s, NULL, err);
 
 	lease_drop(lease);
 	return result;
@@ -444,7 +444,7 @@ static int prove_on_gpu(const struct proof *p, const struct suspects *s, const s
 	int lease = gpu_lease(gpus, count, &gpu, NULL, err), result = -1;
 
 	if (lease >= 0)
-		result = prove_all(p, s, gpu->ordinal, err);
+		result = prove_all(p, s, gpu, err);
 	lease_drop(lease);
 	return result;
 }
