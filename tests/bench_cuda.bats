@@ -101,6 +101,67 @@ devices() {
 	[[ $output == *"started by km-bench"* ]]
 }
 
+# A management library that knows two devices, on a machine that has none: CUDA's own list then fails.
+fake_nvml() {
+	cat >nvml.c <<-'END'
+		#include <stdint.h>
+		#include <stdio.h>
+		#include <stdlib.h>
+		int nvmlInit_v2(void) { return 0; }
+		int nvmlShutdown(void) { return 0; }
+		int nvmlDeviceGetCount_v2(unsigned *n) { return *n = 2, 0; }
+		int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **device) { return *device = (void *)(uintptr_t)(i + 1), getenv("DENIED") && i == 1 ? 4 : 0; }
+		int nvmlDeviceGetName(void *d, char *to, unsigned n) { return snprintf(to, n, getenv("KINDS") ? "kind %d" : "kind", (int)(uintptr_t)d), 0; }
+		int nvmlDeviceGetUUID(void *d, char *to, unsigned n) { return snprintf(to, n, "GPU-0000000%d-0000-0000-0000-000000000000", (int)(uintptr_t)d), 0; }
+		int nvmlDeviceGetCudaComputeCapability(void *d, int *major, int *minor) { return *major = 9, *minor = 0, d ? 0 : 1; }
+		int nvmlDeviceGetMigMode(void *d, unsigned *now, unsigned *pending) { return *now = getenv("MIG") != NULL, *pending = 0, d ? 0 : 1; }
+	END
+	cc -shared -fPIC -o libnvidia-ml.so.1 nvml.c
+}
+
+@test "devices are listed without CUDA where it is certain which ones CUDA would show, and by it elsewhere" {
+	needs_programs
+	needs_no_device
+	fake_nvml
+	local one=GPU-00000001-0000-0000-0000-000000000000 two=GPU-00000002-0000-0000-0000-000000000000
+	listed() { env -u CUDA_VISIBLE_DEVICES LD_LIBRARY_PATH=. "$@" "$KM/km-keeper-cuda" --devices; }
+	[ "$(listed)" = "$one"$'\tkind\t'"$one"$'\t9.0\n'"$two"$'\tkind\t'"$two"$'\t9.0' ]
+	[ "$(listed CUDA_VISIBLE_DEVICES="$two" | cut -f 1)" = "$two" ]
+	[ "$(listed CUDA_VISIBLE_DEVICES="$two,$one" | cut -f 1 | xargs)" = "$two $one" ]
+	[ "$(listed KINDS=1 CUDA_VISIBLE_DEVICES="$two,$one" | cut -f 1 | xargs)" = "$two $one" ]
+	local uncertain
+	for uncertain in CUDA_VISIBLE_DEVICES= CUDA_VISIBLE_DEVICES=0 CUDA_VISIBLE_DEVICES=GPU-0 "CUDA_VISIBLE_DEVICES=$one,1" \
+		"CUDA_VISIBLE_DEVICES=$one,$one" "CUDA_VISIBLE_DEVICES=$one," "CUDA_VISIBLE_DEVICES=$one,$two,$one" CUDA_VISIBLE_DEVICES=MIG-1 \
+		MIG=1 KINDS=1 DENIED=1; do
+		run listed "$uncertain"
+		echo "$uncertain: $output"
+		[ "$status" -eq 75 ]
+		[[ $output == *"no CUDA device"* ]]
+	done
+}
+
+@test "a device that the management library knows and CUDA does not is waited for" {
+	needs_programs
+	needs_no_device
+	fake_nvml
+	build a "$TASK/baseline.cu"
+	LD_LIBRARY_PATH=. run "$KM/km-bench" -o bench.json a/build.json
+	echo "$output"
+	[ "$status" -eq 75 ]
+	[[ $output == *"no CUDA device"* ]]
+	[ ! -e bench.json ]
+	# The same where the driver is there and does not work.
+	cc -shared -x c /dev/null -o libcuda.so.1
+	LD_LIBRARY_PATH=$PWD run "$KM/km-bench" -o bench.json a/build.json
+	echo "$output"
+	[ "$status" -eq 75 ]
+	[[ $output == *"no CUDA device"* ]]
+	LD_LIBRARY_PATH=. run "$KM/km-bench" --probe
+	echo "$output"
+	[ "$status" -eq 75 ]
+	[[ $output == *"cannot be probed"* ]]
+}
+
 @test "--probe takes no build.json" {
 	run "$KM/km-bench" --probe build.json
 	[ "$status" -eq 2 ]

@@ -129,9 +129,9 @@ on_device() {
 
 # All that follows on one device, so that times can be compared.
 one_device() {
-	local first=${CUDA_VISIBLE_DEVICES:-}
-	first=${first%%,*}
-	export CUDA_VISIBLE_DEVICES=${first:-0}
+	local first
+	first=$(devices | head -n 1 | cut -f 3)
+	export CUDA_VISIBLE_DEVICES=$first
 }
 
 judge() {

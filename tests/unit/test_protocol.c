@@ -86,7 +86,7 @@ static void on_alarm(int signal)
 static void test_devices(void **state)
 {
 	char folder[] = "/tmp/km-test-XXXXXX", path[64];
-	const struct gpu gpus[] = { { 0, "one", "GPU-1", 9, 0 }, { 1, "two", "GPU-2", 9, 0 } }, *first, *second, *third;
+	const struct gpu gpus[] = { { "0", "one", "GPU-1", 9, 0 }, { "1", "two", "GPU-2", 9, 0 } }, *first, *second, *third;
 	struct error err;
 	int leases[3];
 

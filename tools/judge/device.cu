@@ -38,7 +38,7 @@ int device_count(struct error *err)
 	cudaError_t code = cudaGetDeviceCount(&count);
 
 	if (code != cudaSuccess)
-		return error_set(err, KM_EXIT_ENVIRONMENT, "no CUDA device: %s", cudaGetErrorString(code));
+		return error_set(err, KM_EXIT_WAITING, "no CUDA device: %s", cudaGetErrorString(code));
 	return count;
 }
 

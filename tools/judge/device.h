@@ -33,7 +33,7 @@ struct device *device_open(int ordinal, struct error *err);
 void device_close(struct device *d);
 void device_describe(const struct device *d, struct keeper_device *to);
 
-/* Number of devices, or -1; one of them in words. */
+/* Number of devices, or -1 with KM_EXIT_WAITING; one of them in words. */
 int device_count(struct error *err);
 int device_identity(int ordinal, struct keeper_device *to, struct error *err);
 

@@ -44,7 +44,7 @@ static const char *last_line(struct process_result *r)
 	return starts_with(line, "no CUDA device: ") ? line + strlen("no CUDA device: ") : line;
 }
 
-/* Lines of ordinal, name, uuid and architecture, with tabs between. */
+/* Lines of ordinal or uuid, name, uuid and architecture, with tabs between. */
 static int parse_list(char *text, struct gpu *gpus)
 {
 	char *rest = NULL;
@@ -59,9 +59,11 @@ static int parse_list(char *text, struct gpu *gpus)
 		if (!architecture)
 			continue;
 		*name = *uuid = *architecture = 0;
-		if (!parse_long(line, 0, 1 << 20, &ordinal) || sscanf(architecture + 1, "%d.%d", &g->major, &g->minor) != 2)
+		if (strcmp(line, uuid + 1) != 0 && !parse_long(line, 0, 1 << 20, &ordinal))
 			continue;
-		g->ordinal = (int)ordinal;
+		if (sscanf(architecture + 1, "%d.%d", &g->major, &g->minor) != 2)
+			continue;
+		snprintf(g->device, sizeof(g->device), "%s", line);
 		snprintf(g->name, sizeof(g->name), "%s", name + 1);
 		snprintf(g->uuid, sizeof(g->uuid), "%s", uuid + 1);
 		count++;
@@ -116,17 +118,15 @@ int gpu_lease(const struct gpu *gpus, int count, const struct gpu **chosen, cons
 
 static cJSON *measure(const struct gpu *gpu, struct error *err)
 {
-	char ordinal[16];
-	const char *argv[] = { NULL, "--probe", ordinal, NULL };
+	const char *argv[] = { NULL, "--probe", gpu->device, NULL };
 	struct process_result r;
 	cJSON *found = NULL;
 
-	snprintf(ordinal, sizeof(ordinal), "%d", gpu->ordinal);
 	if (run_keeper(argv, PROBE_SECONDS, &r, err) == 0) {
 		if (r.exit_code == 0)
 			found = json_parse(r.output.data, r.output.len, err);
 		else
-			error_set(err, KM_EXIT_ENVIRONMENT, "device '%s' (%s) cannot be probed: %s", gpu->name, gpu->uuid, last_line(&r));
+			error_set(err, r.exit_code == KM_EXIT_WAITING ? KM_EXIT_WAITING : KM_EXIT_ENVIRONMENT, "device '%s' (%s) cannot be probed: %s", gpu->name, gpu->uuid, last_line(&r));
 	}
 	process_result_release(&r);
 	return found;
@@ -161,12 +161,11 @@ cJSON *gpu_probe(const volatile sig_atomic_t *interrupted, struct error *err)
 static int export(const struct gpu *gpu, const struct task *task, const char *reference, int workload, int set, const char *folder,
 		  struct error *err)
 {
-	char ordinal[16], number[16], set_number[16];
-	const char *argv[] = { NULL, "--export", ordinal, task->folder, reference, number, set_number, folder, NULL };
+	char number[16], set_number[16];
+	const char *argv[] = { NULL, "--export", gpu->device, task->folder, reference, number, set_number, folder, NULL };
 	struct process_result r;
 	int status;
 
-	snprintf(ordinal, sizeof(ordinal), "%d", gpu->ordinal);
 	snprintf(number, sizeof(number), "%d", workload);
 	snprintf(set_number, sizeof(set_number), "%d", set);
 	status = run_keeper(argv, EXPORT_SECONDS, &r, err);

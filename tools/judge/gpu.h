@@ -14,7 +14,7 @@
 #include <stddef.h>
 
 struct gpu {
-	int ordinal;
+	char device[48]; /* what km-keeper-cuda is told: its ordinal, or its uuid */
 	char name[64], uuid[48];
 	int major, minor; /* its architecture: 9.0 */
 };

@@ -42,7 +42,7 @@ static void make_arguments(struct arguments *a, const struct keeper_options *o, 
 {
 	argument(a, runner_program_path("km-keeper-cuda"));
 	argument(a, xasprintf("%d", socket));
-	argument(a, xasprintf("%d", o->gpu->ordinal));
+	argument(a, xstrdup(o->gpu->device));
 	argument(a, xstrdup(o->task->folder));
 	argument(a, xstrdup(o->reference));
 	argument(a, xasprintf("%zu", participants));

@@ -9,6 +9,7 @@
 
 #include "buf.h"
 #include "json.h"
+#include "nvml.h"
 #include "util.h"
 
 #include <errno.h>
@@ -19,13 +20,16 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+enum { DEVICES_MAX = 64 };
+
 static const char usage[] =
 	"Usage: km-keeper-cuda SOCKET DEVICE TASK-FOLDER REFERENCE.so PARTICIPANTS WORKLOAD...\n"
 	"       km-keeper-cuda --devices\n"
 	"       km-keeper-cuda --probe DEVICE\n"
 	"       km-keeper-cuda --selftest TASK-FOLDER REFERENCE.so\n"
 	"       km-keeper-cuda --export DEVICE TASK-FOLDER REFERENCE.so WORKLOAD INPUT-SET FOLDER\n"
-	"  The process of km-bench that holds a CUDA device. --devices: ordinal, name, uuid and architecture of each;\n"
+	"  The process of km-bench that holds a CUDA device. --devices: number or uuid, name, uuid and\n"
+	"  architecture of each; DEVICE: what is first there;\n"
 	"  --probe: what a device can do, measured; --selftest: is the keeper right on this device?\n"
 	"  --export: inputs and expected outputs as files (km-check-task does that).\n";
 
@@ -117,6 +121,16 @@ static bool read_number(const char *text, int *value)
 	return true;
 }
 
+/* An ordinal among the devices that CUDA shows, or the uuid of one, which is then the only one that it shows us. To be called
+ * before CUDA is. */
+static bool read_device(const char *text, int *ordinal)
+{
+	if (!starts_with(text, "GPU-"))
+		return read_number(text, ordinal);
+	*ordinal = 0;
+	return setenv("CUDA_VISIBLE_DEVICES", text, 1) == 0;
+}
+
 static int run_keeper(int argc, char **argv)
 {
 	struct error loading = { .code = KM_OK }, err = { .code = KM_OK };
@@ -124,7 +138,7 @@ static int run_keeper(int argc, char **argv)
 	int socket, ordinal, participants, result;
 	int *named = xcalloc((size_t)argc, sizeof(*named));
 
-	if (argc < 7 || !read_number(argv[1], &socket) || !read_number(argv[2], &ordinal) || !read_number(argv[5], &participants)) {
+	if (argc < 7 || !read_number(argv[1], &socket) || !read_device(argv[2], &ordinal) || !read_number(argv[5], &participants)) {
 		fputs(usage, stderr);
 		free(named);
 		return KM_EXIT_USAGE;
@@ -141,10 +155,57 @@ static int run_keeper(int argc, char **argv)
 	return result < 0 ? fail(&err) : KM_OK;
 }
 
+static const struct nvml_identity *find_by_uuid(const struct nvml_identity *all, size_t count, const char *uuid, size_t length)
+{
+	for (size_t i = 0; i < count; i++)
+		if (strlen(all[i].uuid) == length && memcmp(all[i].uuid, uuid, length) == 0)
+			return &all[i];
+	return NULL;
+}
+
+/* Which devices CUDA_VISIBLE_DEVICES leaves, as far as that is certain without CUDA: whole uuids, each once. Without it all, but
+ * which of several kinds CUDA has first is not known. 0: it is not certain. */
+static size_t choose_visible(const struct nvml_identity *all, size_t count, const struct nvml_identity *chosen[DEVICES_MAX])
+{
+	const char *named = getenv("CUDA_VISIBLE_DEVICES");
+	size_t n = 0, length;
+
+	for (; !named && n < count; n++) {
+		if (strcmp(all[n].name, all[0].name) != 0)
+			return 0;
+		chosen[n] = &all[n];
+	}
+	for (; named && n < count; named += length + 1) {
+		length = strcspn(named, ",");
+		chosen[n] = find_by_uuid(all, count, named, length);
+		for (size_t i = 0; i < n && chosen[n]; i++)
+			if (chosen[i] == chosen[n])
+				return 0;
+		if (!chosen[n])
+			return 0;
+		n++;
+		if (!named[length])
+			return n;
+	}
+	return named ? 0 : n;
+}
+
+/* CUDA takes some tenths of a second to begin with. Devices that are known without it are named by their uuids. */
+static bool list_without_cuda(void)
+{
+	const struct nvml_identity *chosen[DEVICES_MAX];
+	struct nvml_identity all[DEVICES_MAX];
+	size_t count = choose_visible(all, nvml_list(all, DEVICES_MAX), chosen);
+
+	for (size_t i = 0; i < count; i++)
+		printf("%s\t%s\t%s\t%d.%d\n", chosen[i]->uuid, chosen[i]->name, chosen[i]->uuid, chosen[i]->major, chosen[i]->minor);
+	return count > 0;
+}
+
 static int list_devices(void)
 {
 	struct error err;
-	int count = device_count(&err);
+	int count = list_without_cuda() ? 0 : device_count(&err);
 
 	for (int i = 0; i < count; i++) {
 		struct keeper_device device;
@@ -156,14 +217,14 @@ static int list_devices(void)
 	return count < 0 ? fail(&err) : KM_OK;
 }
 
-static int probe(const char *ordinal)
+static int probe(const char *device)
 {
 	struct error err;
 	struct device *d;
 	cJSON *found;
 	int n, result;
 
-	if (!read_number(ordinal, &n)) {
+	if (!read_device(device, &n)) {
 		fputs(usage, stderr);
 		return KM_EXIT_USAGE;
 	}
@@ -182,7 +243,7 @@ static int export(char **argv)
 	int ordinal, workload, set;
 	struct error err;
 
-	if (!read_number(argv[0], &ordinal) || !read_number(argv[3], &workload) || !read_number(argv[4], &set)) {
+	if (!read_device(argv[0], &ordinal) || !read_number(argv[3], &workload) || !read_number(argv[4], &set)) {
 		fputs(usage, stderr);
 		return KM_EXIT_USAGE;
 	}

@@ -6,7 +6,7 @@
  *
  *	km-keeper-cuda SOCKET DEVICE TASK-FOLDER REFERENCE.so PARTICIPANTS WORKLOAD...
  *
- * (a descriptor, the ordinal of a device, counts and indices as decimal numbers). One message is one packet of a
+ * (a descriptor, the ordinal of a device or its uuid, counts and indices as decimal numbers). One message is one packet of a
  * SOCK_SEQPACKET socket pair, always sizeof(struct keeper_message) bytes. km-bench asks, the keeper answers with DONE
  * or FAILED (value: an exit code of error.h, text: why; nothing else of the answer counts), one question at a time.
  *

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NVML_CLOCK_SM = 1, NVML_CLOCK_MEM = 2 };
+enum { NVML_CLOCK_SM = 1, NVML_CLOCK_MEM = 2, NVML_NOT_SUPPORTED = 3 };
 
 /* Power cap, hardware slowdown, thermal slowdown by software and hardware, power brake. */
 #define SLOWED (0x4ull | 0x8ull | 0x20ull | 0x40ull | 0x80ull)
@@ -32,6 +32,72 @@ static bool find_functions(struct nvml *n, int (**init)(void))
 	*(void **)&n->reasons = dlsym(n->library, "nvmlDeviceGetCurrentClocksThrottleReasons");
 	return *init && n->shutdown && n->by_uuid && n->minor && n->clock;
 }
+
+/* ---- the list ---------------------------------------------------------------------------------------------------- */
+
+struct lister {
+	int (*init)(void), (*shutdown)(void);
+	int (*count)(unsigned *);
+	int (*by_index)(unsigned, void **);
+	int (*name)(void *, char *, unsigned), (*uuid)(void *, char *, unsigned);
+	int (*capability)(void *, int *, int *);
+	int (*mig)(void *, unsigned *, unsigned *);
+};
+
+static bool find_lister(void *library, struct lister *l)
+{
+	*(void **)&l->init = dlsym(library, "nvmlInit_v2");
+	*(void **)&l->shutdown = dlsym(library, "nvmlShutdown");
+	*(void **)&l->count = dlsym(library, "nvmlDeviceGetCount_v2");
+	*(void **)&l->by_index = dlsym(library, "nvmlDeviceGetHandleByIndex_v2");
+	*(void **)&l->name = dlsym(library, "nvmlDeviceGetName");
+	*(void **)&l->uuid = dlsym(library, "nvmlDeviceGetUUID");
+	*(void **)&l->capability = dlsym(library, "nvmlDeviceGetCudaComputeCapability");
+	*(void **)&l->mig = dlsym(library, "nvmlDeviceGetMigMode");
+	return l->init && l->shutdown && l->count && l->by_index && l->name && l->uuid && l->capability && l->mig;
+}
+
+static bool identify(const struct lister *l, unsigned index, struct nvml_identity *to)
+{
+	unsigned now = 0, pending = 0;
+	void *device;
+	int mig;
+
+	if (l->by_index(index, &device) != 0 || l->name(device, to->name, sizeof(to->name)) != 0 ||
+	    l->uuid(device, to->uuid, sizeof(to->uuid)) != 0 || l->capability(device, &to->major, &to->minor) != 0)
+		return false;
+	mig = l->mig(device, &now, &pending);
+	return (mig == NVML_NOT_SUPPORTED || (mig == 0 && now == 0)) && starts_with(to->uuid, "GPU-");
+}
+
+static size_t list_all(const struct lister *l, struct nvml_identity *to, size_t most)
+{
+	unsigned count = 0;
+
+	if (l->count(&count) != 0 || count > most)
+		return 0;
+	for (unsigned i = 0; i < count; i++)
+		if (!identify(l, i, &to[i]))
+			return 0;
+	return count;
+}
+
+size_t nvml_list(struct nvml_identity *to, size_t most)
+{
+	void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
+	struct lister l;
+	size_t count = 0;
+
+	if (library && find_lister(library, &l) && l.init() == 0) {
+		count = list_all(&l, to, most);
+		l.shutdown();
+	}
+	if (library)
+		dlclose(library);
+	return count;
+}
+
+/* ---- one device -------------------------------------------------------------------------------------------------- */
 
 struct nvml *nvml_open(const char *uuid)
 {

@@ -6,6 +6,7 @@
 #define KM_NVML_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 struct nvml; /* one device */
 
@@ -13,6 +14,15 @@ struct nvml_clocks {
 	unsigned processor_mhz, memory_mhz;
 	bool slowed; /* held below what was asked for, by power or heat */
 };
+
+struct nvml_identity {
+	char name[64], uuid[48]; /* as CUDA says them */
+	int major, minor;        /* its architecture */
+};
+
+/* All devices of the machine, in an order of its own, within some 30 ms; 0 if it is not certain that CUDA would tell of the same: the
+ * library or one of its functions is missing, a device does not answer or is divided (MIG), there are more than `most`. */
+size_t nvml_list(struct nvml_identity *to, size_t most);
 
 /* The device with this uuid ("GPU-..."); NULL if the library or the device is not there. */
 struct nvml *nvml_open(const char *uuid);
