@@ -71,7 +71,7 @@ processes() {
 	"$KM/km-bench" --workload "$uuid" --workload "$uuid" -o bench.json x/build.json
 	"$KM/km-validate" bench bench.json
 	jq -e --arg uuid "$uuid" '.status == "PASSED" and (.workloads | map(.uuid)) == [$uuid] and .score > 0' bench.json
-	jq -e '.stages as $s | [$s.building, $s.starting, $s.checking, $s.timing] | all(. > 0) and add <= $ARGS.named.total' \
+	jq -e '.stages as $s | [$s.building, $s.starting, $s.checking, $s.timing, $s.ending] | all(. > 0) and add + $s.listing <= $ARGS.named.total' \
 		--argjson total "$(jq .seconds bench.json)" bench.json
 	run "$KM/km-bench" --workload none x/build.json
 	[ "$status" -eq 2 ]

@@ -88,7 +88,10 @@ struct bench {
 	char arch[16];
 	struct gpu gpus[GPU_MAX];
 	int gpu_count; /* only for the target cuda */
-	double building; /* seconds for the baseline, those to compare with, and the reference */
+	double start;    /* when we began to judge */
+	double listing;  /* seconds for the list of devices, */
+	double building; /* for looking at the kernel and building the baseline, those to compare with, and the reference, */
+	double waited;   /* and for others that have the device: these do not count */
 };
 
 static volatile sig_atomic_t interrupted;
@@ -475,6 +478,15 @@ static int *find_workloads(const struct bench *b, size_t *count, struct error *e
 	return found;
 }
 
+static int look_closer(struct bench *b, const struct judge_options *options, const struct judge_result *result, struct error *err)
+{
+	double start = monotonic_seconds();
+	int status = examine(b->document, options, result, b->options->profile, b->options->sanitize, err);
+
+	json_set_number(json_get_mutable(b->document, "stages"), "examining", monotonic_seconds() - start);
+	return status;
+}
+
 static int judge_with(struct bench *b, const char *reference, const struct gpu *gpu, struct error *err)
 {
 	struct judge_kernel *rivals = xcalloc(b->rival_count + 1, sizeof(*rivals));
@@ -498,11 +510,11 @@ static int judge_with(struct bench *b, const char *reference, const struct gpu *
 		rivals[i] = kernel_of(&b->rivals[i]);
 	status = judge_run(&options, &result, err);
 	if (status == 0)
-		report_fill(b->document, &options, &result, b->building, sha256);
+		report_fill(b->document, &options, &result, b->listing, b->building, sha256);
 	if (status == 0 && b->options->table)
 		status = print_table(&options, &result, err);
 	if (status == 0 && result.verdict.status == VERDICT_PASSED && (b->options->profile || b->options->sanitize))
-		status = examine(b->document, &options, &result, b->options->profile, b->options->sanitize, err);
+		status = look_closer(b, &options, &result, err);
 	judge_result_release(&result, b->rival_count);
 	free(rivals);
 	free(only);
@@ -512,13 +524,12 @@ static int judge_with(struct bench *b, const char *reference, const struct gpu *
 /* The baseline, those to compare with, and the reference, which the caller frees. */
 static char *build_others(struct bench *b, struct error *err)
 {
-	double start = monotonic_seconds();
 	struct build_options options = build_options_of(b);
 	char *name = xasprintf("baseline.%s", task_suffix(&b->task)), *path = task_path(&b->task, name), *reference = NULL;
 
 	if (build_source(b, path, NULL, &b->baseline, err) == 0 && load_rivals(b, err) == 0)
 		reference = build_reference(&b->task, &options, err);
-	b->building = monotonic_seconds() - start;
+	b->building = monotonic_seconds() - b->start - b->listing - b->waited;
 	free(path);
 	free(name);
 	return reference;
@@ -527,14 +538,15 @@ static char *build_others(struct bench *b, struct error *err)
 /* Everything that uses the processor happens under its lock. */
 static int judge_on_cpu(struct bench *b, struct error *err)
 {
-	int lease = lease_take("cpu", err), status = lease < 0 ? -1 : 0;
 	double start = monotonic_seconds();
-	char *reference = status == 0 ? build_others(b, err) : NULL;
+	int lease = lease_take("cpu", err), status = -1;
+	char *reference;
 
-	if (status == 0)
-		status = reference ? judge_with(b, reference, NULL, err) : -1;
+	b->waited = monotonic_seconds() - start;
+	reference = lease < 0 ? NULL : build_others(b, err);
+	if (reference)
+		status = judge_with(b, reference, NULL, err);
 	lease_drop(lease);
-	json_set_number(b->document, "seconds", monotonic_seconds() - start);
 	free(reference);
 	return status;
 }
@@ -542,19 +554,17 @@ static int judge_on_cpu(struct bench *b, struct error *err)
 /* Compiling needs no device, so that others may have it meanwhile. */
 static int judge_on_gpu(struct bench *b, struct error *err)
 {
-	double start = monotonic_seconds(), waited;
 	char *reference = build_others(b, err);
+	double start = monotonic_seconds();
 	const struct gpu *gpu = NULL;
 	int lease = -1, status = -1;
 
-	waited = monotonic_seconds();
 	if (reference)
 		lease = gpu_lease(b->gpus, b->gpu_count, &gpu, &interrupted, err);
-	waited = monotonic_seconds() - waited;
+	b->waited = monotonic_seconds() - start;
 	if (lease >= 0)
 		status = judge_with(b, reference, gpu, err);
 	lease_drop(lease);
-	json_set_number(b->document, "seconds", monotonic_seconds() - start - waited);
 	free(reference);
 	return status;
 }
@@ -579,10 +589,12 @@ static int judge_built(struct bench *b, struct error *err)
 	struct build found;
 	int status = 0;
 
+	b->start = monotonic_seconds();
 	if (!cuda && (b->options->profile || b->options->sanitize))
 		return error_set(err, KM_EXIT_USAGE, "--profile and --sanitize are for the target cuda");
 	if (cuda && (b->gpu_count = gpu_list(b->gpus, err)) < 0)
 		return -1;
+	b->listing = monotonic_seconds() - b->start;
 	b->candidate.name = xstrdup("candidate");
 	if (load_built(b->options->build, b->build, &b->candidate, err) < 0 || check_arch(b, b->build, b->options->build, err) < 0 ||
 	    load_task(b, cuda, err) < 0)
@@ -595,6 +607,7 @@ static int judge_built(struct bench *b, struct error *err)
 		b->document = report_new(b->build, build_status_name(found.status), found.rule, found.message);
 	} else {
 		status = cuda ? judge_on_gpu(b, err) : judge_on_cpu(b, err);
+		json_set_number(b->document, "seconds", monotonic_seconds() - b->start - b->waited);
 	}
 	build_release(&found);
 	for (size_t i = 0; i < b->rival_count; i++)

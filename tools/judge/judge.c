@@ -867,8 +867,10 @@ int judge_run(const struct judge_options *options, struct judge_result *result, 
 		j.ops->facts(j.keeper, &result->facts);
 		result->has_facts = true;
 	}
+	lap(&mark);
 	if (j.keeper)
 		j.ops->close(j.keeper);
+	result->ending = lap(&mark);
 	free(j.gaps);
 	free(j.times);
 	free(j.claims);

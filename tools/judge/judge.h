@@ -108,7 +108,7 @@ struct judge_result {
 	                             * standard error */
 	int failed_workload;        /* index in task->workloads, or -1 */
 	struct keeper_check failure; /* .output >= 0 if an output was wrong */
-	double starting, checking, timing; /* seconds for starting the keeper and all runners, and for the two phases */
+	double starting, checking, timing, ending; /* seconds for starting the keeper and all runners, the two phases, ending them */
 	double median_gap;          /* CPU seconds between calls of the candidate, median */
 	bool has_facts;
 	struct keeper_facts facts;  /* of the device; only with has_facts */

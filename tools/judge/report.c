@@ -235,19 +235,22 @@ static void fill_versus(cJSON *d, const struct judge_options *options, const str
 	}
 }
 
-/* Where the seconds went. Their sum is less than `seconds`, which has the rest of the program in it. */
-static cJSON *stages_json(const struct judge_result *r, double building)
+/* Where the seconds went: `seconds` has but a little more in it. */
+static cJSON *stages_json(const struct judge_result *r, double listing, double building)
 {
 	cJSON *o = cJSON_CreateObject();
 
+	json_set_number(o, "listing", listing);
 	json_set_number(o, "building", building);
 	json_set_number(o, "starting", r->starting);
 	json_set_number(o, "checking", r->checking);
 	json_set_number(o, "timing", r->timing);
+	json_set_number(o, "ending", r->ending);
 	return o;
 }
 
-void report_fill(cJSON *d, const struct judge_options *options, const struct judge_result *r, double building, const char *versus_sha256)
+void report_fill(cJSON *d, const struct judge_options *options, const struct judge_result *r, double listing, double building,
+		 const char *versus_sha256)
 {
 	cJSON *workloads = cJSON_CreateArray();
 
@@ -257,7 +260,7 @@ void report_fill(cJSON *d, const struct judge_options *options, const struct jud
 	json_set_bool(d, "sandbox", !options->no_sandbox);
 	if (r->has_facts)
 		fill_device(json_get_mutable(d, "device"), &r->facts);
-	json_set(d, "stages", stages_json(r, building));
+	json_set(d, "stages", stages_json(r, listing, building));
 	if (r->verdict.status == VERDICT_PASSED) {
 		json_set_number(d, "score", round_to(r->score, 1e4));
 		json_set_number(d, "noise", round_to(r->noise, 1e6));

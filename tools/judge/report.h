@@ -11,9 +11,9 @@
  * workloads, no score. */
 cJSON *report_new(const cJSON *build, const char *status, const char *rule, const char *message);
 
-/* Fill in what was judged. building: seconds that baseline, reference and rivals took to build; versus_sha256: code_sha256
+/* Fill in what was judged. listing: seconds that it took to list the devices; building: that baseline, reference and rivals took to build; versus_sha256: code_sha256
  * of the first rival, or NULL. */
-void report_fill(cJSON *document, const struct judge_options *options, const struct judge_result *result, double building,
+void report_fill(cJSON *document, const struct judge_options *options, const struct judge_result *result, double listing, double building,
 		 const char *versus_sha256);
 
 /* Tab-separated: a head line, then one line for the candidate, the baseline and each rival:
