@@ -116,34 +116,83 @@ static void test_devices(void **state)
 	assert_int_equal(rmdir(folder), 0);
 }
 
-/* In its sandbox it starts, looks for the device, and says what is missing. Under a tool it can end by itself, and what the
- * tool says before and after is collected. */
-static void start_without_device(const char *const *wrapper, int output)
+static void launch(struct runner_process *r, const char *const *wrapper, int output)
 {
 	static const char *const none[] = { NULL }, *const variables[] = { "CUDA_VISIBLE_DEVICES=", NULL };
-	struct runner_start start = { .program = "km-runner-cuda", .descriptor_count = PROTOCOL_SLABS + 1, .memory_bytes = 1 << 30,
-				      .slab_bytes = { 1, 1, 1 }, .libraries = none, .environment = variables, .processes = 64,
+	struct runner_start start = { .program = "km-runner-cuda", .memory_bytes = 1 << 30,
+				      .libraries = none, .environment = variables, .processes = 64,
 				      .wrapper = wrapper, .wrapper_seconds = 30, .output = output };
-	struct error err = { .code = KM_OK }, ignored;
-	struct verdict v = { .status = VERDICT_PASSED };
+	struct error err = { .code = KM_OK };
 	char *program = getenv("KM_RUNNER_CUDA") ? NULL : realpath("bin/km-runner-cuda", NULL);
-	struct runner_process r;
-	int64_t functions;
 
 	if (program)
 		setenv("KM_RUNNER_CUDA", program, 1);
 	free(program);
 	if (!getenv("KM_RUNNER_CUDA"))
 		skip();
-	for (int i = 0; i <= PROTOCOL_SLABS; i++)
-		start.descriptors[i] = process_memfd("x", "x", 1, &ignored);
-	assert_int_equal(runner_process_start(&r, &start, &functions, &v, &err), -1);
-	for (int i = 0; i <= PROTOCOL_SLABS; i++)
-		close(start.descriptors[i]);
-	assert_int_equal(err.code, KM_EXIT_ENVIRONMENT);
-	if (strstr(err.text, "no sandbox"))
-		skip();
+	if (runner_process_launch(r, &start, &err) == 0)
+		return;
+	assert_non_null(strstr(err.text, "no sandbox"));
+	skip();
+}
+
+/* What it says to SETUP with so many descriptors. */
+static void set_up(struct runner_process *r, size_t count, struct error *err)
+{
+	struct runner_slabs slabs = { .descriptor_count = count, .bytes = { 1, 1, 1 } };
+
+	for (size_t i = 0; i < count; i++)
+		slabs.descriptors[i] = process_memfd("x", "x", 1, err);
+	assert_int_equal(runner_process_set_up(r, &slabs, err), -1);
+	for (size_t i = 0; i < count; i++)
+		close(slabs.descriptors[i]);
+	assert_int_equal(err->code, KM_EXIT_ENVIRONMENT);
+	assert_null(r->sandbox);
+}
+
+/* In its sandbox it starts, looks for the device, and says what is missing when it is asked. Under a tool it can end by itself,
+ * and what the tool says before and after is collected. */
+static void start_without_device(const char *const *wrapper, int output)
+{
+	struct runner_process r;
+	struct error err;
+
+	launch(&r, wrapper, output);
+	set_up(&r, PROTOCOL_SLABS + 1, &err);
 	assert_non_null(strstr(err.text, "the runner cannot start: no CUDA device"));
+}
+
+/* The slabs and the page, no less. */
+static void test_few_descriptors(void **state)
+{
+	struct runner_process r;
+	struct error err;
+
+	(void)state;
+	for (size_t count = 0; count <= PROTOCOL_SLABS; count++) {
+		launch(&r, NULL, -1);
+		set_up(&r, count, &err);
+		assert_non_null(strstr(err.text, "the runner did not start in its sandbox"));
+	}
+}
+
+/* No more either: it ends without an answer. */
+static void test_many_descriptors(void **state)
+{
+	struct protocol_message m = { .magic = PROTOCOL_MAGIC, .kind = PROTOCOL_SETUP };
+	const int descriptors[PROTOCOL_SLABS + 2] = { 0 };
+	unsigned char control[CMSG_SPACE(sizeof(descriptors))] __attribute__((aligned(16))) = { 0 };
+	struct iovec part = { &m, sizeof(m) };
+	struct msghdr header = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
+	struct runner_process r;
+
+	(void)state;
+	launch(&r, NULL, -1);
+	*CMSG_FIRSTHDR(&header) = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(descriptors)) };
+	memcpy(CMSG_DATA(CMSG_FIRSTHDR(&header)), descriptors, sizeof(descriptors));
+	assert_int_equal(sendmsg(r.socket, &header, MSG_NOSIGNAL), sizeof(m));
+	assert_int_equal(recv(r.socket, &m, sizeof(m), 0), 0);
+	runner_process_end(&r);
 }
 
 static void test_no_device(void **state)
@@ -170,7 +219,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_sizes), cmocka_unit_test(test_one_packet), cmocka_unit_test(test_lease), cmocka_unit_test(test_devices),
-		cmocka_unit_test(test_no_device), cmocka_unit_test(test_under_tool),
+		cmocka_unit_test(test_no_device), cmocka_unit_test(test_few_descriptors), cmocka_unit_test(test_many_descriptors), cmocka_unit_test(test_under_tool),
 	};
 
 	return cmocka_run_group_tests_name("protocol", tests, NULL, NULL);

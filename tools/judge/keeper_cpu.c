@@ -154,15 +154,15 @@ static int cpu_start(struct keeper *k, size_t who, const struct keeper_kernel *k
 	const struct slab *slabs[PROTOCOL_SLABS] = { &k->inputs, &k->outputs, &p->scratch };
 	struct runner_start start = {
 		.program = "km-runner-cpu", .library = kernel->library, .library_bytes = kernel->bytes,
-		.descriptor_count = PROTOCOL_SLABS, .memory_bytes = k->task->memory_bytes, .map_bytes = k->task->memory_bytes,
+		.slabs.descriptor_count = PROTOCOL_SLABS, .memory_bytes = k->task->memory_bytes, .map_bytes = k->task->memory_bytes,
 		.trusted = kernel->trusted, .no_sandbox = k->options.no_sandbox, .interrupted = k->options.interrupted,
 	};
 
 	if (slab_make(&p->scratch, "scratch", k->scratch_bytes, false, false, err) < 0)
 		return -1;
 	for (int i = 0; i < PROTOCOL_SLABS; i++) {
-		start.descriptors[i] = slabs[i]->fd;
-		start.slab_bytes[i] = slabs[i]->bytes;
+		start.slabs.descriptors[i] = slabs[i]->fd;
+		start.slabs.bytes[i] = slabs[i]->bytes;
 		start.memory_bytes += slabs[i]->bytes;
 	}
 	p->started = true;

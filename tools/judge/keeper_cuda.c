@@ -68,7 +68,7 @@ enum {
 
 struct participant {
 	struct runner_process runner;
-	bool started;            /* in the keeper, so that it has to be stopped there */
+	bool started;            /* in the keeper: it has slabs there */
 	bool trusted;            /* may take memory of the device */
 	double before, taken;    /* bytes free on the device before its turn; taken in all its turns */
 	int64_t functions;       /* PROTOCOL_HAS_INIT, ... */
@@ -104,7 +104,6 @@ struct keeper {
 	size_t control;
 	struct empty *empty;              /* one a workload of the task */
 	double least_after;               /* seconds that a known kernel took after a call, the least so far; 0 unknown */
-	double context_bytes;             /* of the device's memory, that a runner without a kernel takes */
 	double least_events;              /* seconds that a call which does nothing took by its events, the least so far */
 	uint64_t serial;
 	/* of the current inputs */
@@ -305,12 +304,10 @@ static void cuda_stop(struct keeper *k, size_t who)
 	struct participant *p = &k->participants[who];
 	struct keeper_message m = { .kind = 0 };
 
-	if (!p->started)
-		return;
 	runner_process_end(&p->runner);
-	p->started = false;
-	if (k->link.pid)
+	if (p->started && k->link.pid)
 		ask(k, KEEPER_STOP, who, &m, "stop", NULL);
+	p->started = false;
 }
 
 static void start_under_tool(const struct keeper *k, const char **folders, struct runner_start *start)
@@ -329,13 +326,12 @@ static void start_under_tool(const struct keeper *k, const char **folders, struc
 	start->memory_bytes += (size_t)TOOL_MB * MB;
 }
 
-/* library NULL: the runner that does nothing. */
-static int start_runner(struct keeper *k, struct participant *p, const struct keeper_kernel *kernel, const uint64_t *bytes,
-			const int *descriptors, struct verdict *v, struct error *err)
+/* library NULL: the runner that does nothing. It makes its context now, and waits for its slabs. */
+static int launch(struct keeper *k, struct participant *p, const struct keeper_kernel *kernel, struct error *err)
 {
 	struct runner_start start = {
 		.program = "km-runner-cuda", .library = kernel->library, .library_bytes = kernel->bytes,
-		.descriptor_count = KEEPER_LINK_DESCRIPTORS, .memory_bytes = k->task->memory_bytes + (size_t)DRIVER_MB * MB,
+		.memory_bytes = k->task->memory_bytes + (size_t)DRIVER_MB * MB,
 		.stream = (uint32_t)k->layout.stream, .devices = (const char *const *)k->nodes,
 		.libraries = (const char *const *)k->folders, .environment = (const char *const *)k->variables,
 		.processes = PROCESSES, .open_files = OPEN_FILES, .trusted = kernel->trusted,
@@ -345,47 +341,46 @@ static int start_runner(struct keeper *k, struct participant *p, const struct ke
 
 	if (k->tool)
 		start_under_tool(k, folders, &start);
-	memcpy(start.slab_bytes, bytes, sizeof(start.slab_bytes));
-	memcpy(start.descriptors, descriptors, sizeof(start.descriptors));
-	return runner_process_start(&p->runner, &start, &p->functions, v, err);
+	*p = (struct participant){ .trusted = kernel->trusted || k->tool, .workload = -1, .batch_most = BATCH_MOST };
+	return runner_process_launch(&p->runner, &start, err);
 }
 
-/* A context takes as much as that of the runner without a kernel, which is the first. */
-static int account_for_start(struct keeper *k, struct participant *p, struct verdict *v, struct error *err)
+/* Give it its slabs. */
+static int set_up(struct keeper *k, size_t who, struct error *err)
 {
-	double unused;
+	struct participant *p = &k->participants[who];
+	struct runner_slabs slabs = { .descriptors = { -1, -1, -1, -1 }, .descriptor_count = KEEPER_LINK_DESCRIPTORS };
+	struct keeper_message m = { .kind = KEEPER_START, .who = (int32_t)who };
+	int status;
 
-	p->before -= k->context_bytes;
-	if (p != &k->participants[k->control])
-		return end_turn(k, p, v, err);
-	if (look_at_memory(k, &unused, err) < 0)
+	status = keeper_link_ask(&k->link, &m, KEEPER_SECONDS, "start", slabs.descriptors, err);
+	if (status == 0) {
+		p->started = true;
+		memcpy(slabs.bytes, m.bytes, sizeof(slabs.bytes));
+		status = runner_process_set_up(&p->runner, &slabs, err);
+	}
+	for (int i = 0; i < KEEPER_LINK_DESCRIPTORS; i++)
+		if (slabs.descriptors[i] >= 0)
+			close(slabs.descriptors[i]);
+	if (status < 0)
 		return -1;
-	k->context_bytes = p->before - unused;
-	return 0;
+	memcpy(m.where, p->runner.base, sizeof(m.where));
+	return ask(k, KEEPER_MAPPED, who, &m, "mapped", err);
+}
+
+/* From here on its kernel's code runs, and takes memory on its account. */
+static int load(struct keeper *k, struct participant *p, struct verdict *v, struct error *err)
+{
+	if (begin_turn(k, p, err) < 0 || runner_process_load(&p->runner, &p->functions, v, err) < 0)
+		return -1;
+	return v->status == VERDICT_PASSED ? end_turn(k, p, v, err) : recover(k, p, err);
 }
 
 static int cuda_start(struct keeper *k, size_t who, const struct keeper_kernel *kernel, struct verdict *v, struct error *err)
 {
 	struct participant *p = &k->participants[who];
-	int descriptors[KEEPER_LINK_DESCRIPTORS] = { -1, -1, -1, -1 }, status;
-	struct keeper_message m = { .kind = KEEPER_START, .who = (int32_t)who };
 
-	status = keeper_link_ask(&k->link, &m, KEEPER_SECONDS, "start", descriptors, err);
-	if (status == 0) {
-		*p = (struct participant){ .started = true, .trusted = kernel->trusted || k->tool, .workload = -1, .batch_most = BATCH_MOST };
-		status = look_at_memory(k, &p->before, err);
-	}
-	if (status == 0)
-		status = start_runner(k, p, kernel, m.bytes, descriptors, v, err);
-	for (int i = 0; i < KEEPER_LINK_DESCRIPTORS; i++)
-		if (descriptors[i] >= 0)
-			close(descriptors[i]);
-	if (status < 0)
-		return -1;
-	if (v->status != VERDICT_PASSED)
-		return recover(k, p, err);
-	memcpy(m.where, p->runner.base, sizeof(m.where));
-	return ask(k, KEEPER_MAPPED, who, &m, "mapped", err) < 0 ? -1 : account_for_start(k, p, v, err);
+	return launch(k, p, kernel, err) < 0 || set_up(k, who, err) < 0 ? -1 : load(k, p, v, err);
 }
 
 static void cuda_close(struct keeper *k)
@@ -416,7 +411,6 @@ static void cuda_close(struct keeper *k)
 static int open_all(struct keeper *k, struct error *err)
 {
 	struct keeper_kernel nothing = { NULL, 0, true };
-	struct verdict v = { .status = VERDICT_PASSED };
 	struct keeper_message m = { .kind = 0 };
 
 	if (k->layout.size > PROTOCOL_ARGS_MAX)
@@ -429,10 +423,8 @@ static int open_all(struct keeper *k, struct error *err)
 		return error_set(err, KM_EXIT_ENVIRONMENT, "the keeper of the device '%s' (%s) has opened '%s'", k->options.gpu->name,
 				 k->options.gpu->uuid, k->device.uuid);
 	k->nvml = nvml_open(k->device.uuid);
-	if (find_sandbox_needs(k, err) < 0 || cuda_start(k, k->control, &nothing, &v, err) < 0)
+	if (find_sandbox_needs(k, err) < 0 || launch(k, &k->participants[k->control], &nothing, err) < 0 || set_up(k, k->control, err) < 0)
 		return -1;
-	if (v.status != VERDICT_PASSED)
-		return error_set(err, KM_EXIT_ENVIRONMENT, "a runner without a kernel does not start: %s", v.message);
 	return measure_empty(k, err);
 }
 

@@ -17,7 +17,8 @@
  *
  * The runner gets pointers in args that are already its own addresses, so it need not know the task.
  *
- * bin/km-runner-cuda differs in CALL: value is an enum protocol_mode, where[0] the serial for the page (keeper_protocol.h),
+ * bin/km-runner-cpu inherits its slabs; bin/km-runner-cuda makes its context first, and gets them with SETUP as descriptors
+ * (SCM_RIGHTS): input, output, scratch and page. It differs in CALL too: value is an enum protocol_mode, where[0] the serial for the page (keeper_protocol.h),
  * where[1] the number of calls, text holds where[2] struct keeper_patch for a batch. Its answer to CALL is ENQUEUED (value: the
  * first return value of km_run that is not 0, else 0; where[0]: CUDA's last error after it, where[1]: enum protocol_state
  * it left behind; text: the error's name) and comes before the work is done; the question TIMES then gets ANSWER value:

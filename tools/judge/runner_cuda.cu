@@ -1,8 +1,8 @@
 /* runner_cuda.cu - bin/km-runner-cuda: the process that a candidate for the target cuda runs in.
  *
- * Started by km-bench inside the sandbox as `runner KERNEL.so SOCKET INPUT OUTPUT SCRATCH PAGE`, the last five being
- * descriptor numbers; KERNEL.so is "-" where km-bench only wants to measure how long nothing takes. It makes a context on
- * the one device that it can see, maps the slabs, opens the kernel and then does as protocol.h says until it is killed. It
+ * Started by km-bench inside the sandbox as `runner KERNEL.so SOCKET`, the last being a descriptor's number; KERNEL.so is "-"
+ * where km-bench only wants to measure how long nothing takes. It makes a context on the one device that it can see, takes
+ * the slabs and the page with SETUP and maps them, opens the kernel and then does as protocol.h says until it is killed. It
  * never exits by itself, but under a tool that watches it (PROTOCOL_TOOL): there it has no filter either, and marks its calls.
  *
  * The filter of system calls is installed when the context is there and before the kernel is opened. It leaves what the
@@ -215,6 +215,7 @@ static bool open_device(void)
 {
 	int count = 0;
 
+	message.text[0] = 0;
 	return works(cudaGetDeviceCount(&count), "no CUDA device") && works(cudaSetDevice(0), "cannot use the device") &&
 	       works(cudaSetDeviceFlags(cudaDeviceScheduleSpin), "cannot set the device's flags") &&
 	       works(cudaFree(NULL), "cannot make a context") && find_driver(&runner.driver) &&
@@ -283,12 +284,36 @@ static bool warm(void)
 	       works(cudaEventElapsedTime(&ms, runner.begin, runner.end), "cudaEventElapsedTime");
 }
 
+/* With it come the slabs and the page, no less and no more; with no other message anything can come: the filter allows no
+ * recvmsg. */
+static void receive_setup(int *descriptors)
+{
+	const size_t bytes = (PROTOCOL_SLABS + 1) * sizeof(int);
+	alignas(16) unsigned char control[CMSG_SPACE(bytes)] = {};
+	struct iovec part = { &message, sizeof(message) };
+	struct msghdr header = {};
+	struct cmsghdr *c;
+	ssize_t n;
+
+	header.msg_iov = &part;
+	header.msg_iovlen = 1;
+	header.msg_control = control;
+	header.msg_controllen = sizeof(control);
+	do
+		n = recvmsg(socket_number, &header, MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	c = n == sizeof(message) ? CMSG_FIRSTHDR(&header) : NULL;
+	if (!c || message.magic != PROTOCOL_MAGIC || message.kind != PROTOCOL_SETUP || (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) ||
+	    c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS || c->cmsg_len != CMSG_LEN(bytes))
+		__builtin_trap();
+	memcpy(descriptors, CMSG_DATA(c), bytes);
+}
+
 /* `descriptors`: the slabs and the page. */
 static bool set_up(const int *descriptors)
 {
-	message.text[0] = 0;
 	runner.stream_member = message.stream;
-	if (message.kind != PROTOCOL_SETUP || message.stream > PROTOCOL_ARGS_MAX - sizeof(runner.stream) || !open_device())
+	if (message.stream > PROTOCOL_ARGS_MAX - sizeof(runner.stream))
 		return false;
 	for (int i = 0; i < PROTOCOL_SLABS; i++)
 		if (!map_slab(i, descriptors[i]))
@@ -524,19 +549,21 @@ static void serve(const char *library)
 int main(int argc, char **argv)
 {
 	int descriptors[PROTOCOL_SLABS + 1];
-	bool ready, trusted;
+	char why_not[PROTOCOL_TEXT_MAX];
+	bool open, ready, trusted;
 
-	if (argc != 3 + PROTOCOL_SLABS + 1) {
+	if (argc != 3) {
 		fprintf(stderr, "km-runner-cuda: started by km-bench, not by hand\n");
 		return 2;
 	}
 	socket_number = atoi(argv[2]);
-	for (int i = 0; i <= PROTOCOL_SLABS; i++)
-		descriptors[i] = atoi(argv[3 + i]);
-	receive();
+	open = open_device();
+	memcpy(why_not, message.text, sizeof(why_not));
+	receive_setup(descriptors);
+	memcpy(message.text, why_not, sizeof(why_not));
 	runner.watched = message.value == PROTOCOL_TOOL;
 	trusted = message.value != PROTOCOL_CANDIDATE;
-	ready = set_up(descriptors) && close_in(trusted);
+	ready = open && set_up(descriptors) && close_in(trusted);
 	answer(PROTOCOL_HELLO, ready ? 0 : -1);
 	for (;;)
 		serve(argv[1]);

@@ -377,8 +377,8 @@ static int open_runner_program(const char *name, struct error *err)
 /* Copies of the descriptors above those that the child uses for itself, so that their numbers are free there too. */
 static int keep_numbers(const struct runner_start *start, int socket, int *keep, struct error *err)
 {
-	for (size_t i = 0; i <= start->descriptor_count; i++) {
-		keep[i] = fcntl(i == 0 ? socket : start->descriptors[i - 1], F_DUPFD_CLOEXEC, 40 + (int)i);
+	for (size_t i = 0; i <= start->slabs.descriptor_count; i++) {
+		keep[i] = fcntl(i == 0 ? socket : start->slabs.descriptors[i - 1], F_DUPFD_CLOEXEC, 40 + (int)i);
 		if (keep[i] < 0) {
 			while (i-- > 0)
 				close(keep[i]);
@@ -400,7 +400,7 @@ static struct sandbox *start_sandbox(const struct runner_start *start, int progr
 	const char *argv[RUNNER_WRAPPER_WORDS + RUNNER_DESCRIPTORS + 4];
 	size_t words = 0;
 	struct sandbox_spec spec = {
-		.argv = argv, .files = files, .file_count = library >= 0 ? 2 : 1, .keep = keep, .keep_count = start->descriptor_count + 1,
+		.argv = argv, .files = files, .file_count = library >= 0 ? 2 : 1, .keep = keep, .keep_count = start->slabs.descriptor_count + 1,
 		.devices = start->devices, .libraries = start->libraries, .environment = start->environment,
 		.stdin_fd = -1, .stdout_fd = start->wrapper ? start->output : -1, .stderr_fd = start->wrapper ? start->output : -1,
 		.no_sandbox = start->no_sandbox,
@@ -413,7 +413,7 @@ static struct sandbox *start_sandbox(const struct runner_start *start, int progr
 		argv[words] = start->wrapper[words];
 	argv[words++] = "./runner";
 	argv[words++] = library >= 0 ? "./kernel.so" : "-";
-	for (size_t i = 0; i <= start->descriptor_count; i++) {
+	for (size_t i = 0; i <= start->slabs.descriptor_count; i++) {
 		snprintf(numbers[i], sizeof(numbers[i]), "%d", keep[i]);
 		argv[words++] = numbers[i];
 	}
@@ -434,7 +434,7 @@ static int launch(struct runner_process *r, const struct runner_start *start, st
 		error_set(err, KM_EXIT_ENVIRONMENT, "cannot make a socket pair: %s", strerror(errno));
 	if (pair[1] >= 0 && keep_numbers(start, pair[1], keep, err) == 0) {
 		r->sandbox = start_sandbox(start, program, library, keep, err);
-		for (size_t i = 0; i <= start->descriptor_count; i++)
+		for (size_t i = 0; i <= start->slabs.descriptor_count; i++)
 			close(keep[i]);
 	}
 	r->socket = pair[0];
@@ -449,28 +449,59 @@ static int launch(struct runner_process *r, const struct runner_start *start, st
 	return r->sandbox ? 0 : -1;
 }
 
+int runner_process_launch(struct runner_process *r, const struct runner_start *start, struct error *err)
+{
+	*r = (struct runner_process){ .socket = -1, .stat_fd = -1, .wrapped = start->wrapper, .wall_seconds = wall_seconds(start),
+				      .trust = start->wrapper ? PROTOCOL_TOOL : start->trusted ? PROTOCOL_TRUSTED : PROTOCOL_CANDIDATE,
+				      .map_bytes = start->map_bytes, .stream = start->stream, .interrupted = start->interrupted };
+	return launch(r, start, err);
+}
+
 /* For HELLO and for LOADED. */
 static double start_seconds(const struct runner_process *r)
 {
 	return r->wrapped ? r->wall_seconds : START_SECONDS;
 }
 
-/* No code of the kernel has run yet, so a failure here is the machine's. */
-static int greet(struct runner_process *r, const struct runner_start *start, struct error *err)
+/* handed NULL: it has inherited what it needs. */
+static bool send_setup(const struct runner_process *r, struct protocol_message *m, const struct runner_slabs *handed)
 {
-	enum protocol_trust trust = start->wrapper ? PROTOCOL_TOOL : start->trusted ? PROTOCOL_TRUSTED : PROTOCOL_CANDIDATE;
-	struct protocol_message m = { .magic = PROTOCOL_MAGIC, .kind = PROTOCOL_SETUP, .value = trust,
-				      .limit = start->map_bytes, .stream = start->stream };
+	unsigned char control[CMSG_SPACE(RUNNER_DESCRIPTORS * sizeof(int))] __attribute__((aligned(16))) = { 0 };
+	struct iovec part = { m, sizeof(*m) };
+	struct msghdr header = { .msg_iov = &part, .msg_iovlen = 1 };
+	ssize_t sent;
+
+	if (handed) {
+		size_t bytes = handed->descriptor_count * sizeof(int);
+		struct cmsghdr *c;
+
+		header.msg_control = control;
+		header.msg_controllen = CMSG_SPACE(bytes);
+		c = CMSG_FIRSTHDR(&header);
+		*c = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(bytes) };
+		memcpy(CMSG_DATA(c), handed->descriptors, bytes);
+	}
+	do
+		sent = sendmsg(r->socket, &header, MSG_NOSIGNAL);
+	while (sent < 0 && errno == EINTR);
+	return sent == sizeof(*m);
+}
+
+/* No code of the kernel has run yet, so a failure here is the machine's. */
+static int greet(struct runner_process *r, const uint64_t *slab_bytes, const struct runner_slabs *handed, struct error *err)
+{
+	struct protocol_message m = { .magic = PROTOCOL_MAGIC, .kind = PROTOCOL_SETUP, .value = r->trust, .limit = r->map_bytes,
+				      .stream = r->stream };
 	struct verdict v = { 0 };
 	char path[64];
 	pid_t pid;
 	int got;
 
-	memcpy(m.where, start->slab_bytes, sizeof(m.where));
-	if (send(r->socket, &m, sizeof(m), MSG_NOSIGNAL) != sizeof(m))
-		got = 0;
-	else
+	memcpy(m.where, slab_bytes, sizeof(m.where));
+	if (send_setup(r, &m, handed))
 		got = receive(r, start_seconds(r), "the runner", &m, NULL, &v, err);
+	else
+		got = 0;
 	if (got < 0)
 		return -1;
 	if (got == 0 || m.magic != PROTOCOL_MAGIC || m.kind != PROTOCOL_HELLO)
@@ -489,14 +520,25 @@ static int greet(struct runner_process *r, const struct runner_start *start, str
 	return 0;
 }
 
-static int load(struct runner_process *r, int64_t *functions, struct verdict *v, struct error *err)
+int runner_process_set_up(struct runner_process *r, const struct runner_slabs *slabs, struct error *err)
+{
+	if (greet(r, slabs->bytes, slabs, err) == 0)
+		return 0;
+	runner_process_end(r);
+	return -1;
+}
+
+int runner_process_load(struct runner_process *r, int64_t *functions, struct verdict *v, struct error *err)
 {
 	struct protocol_message m = { .kind = PROTOCOL_LOAD };
 	struct runner_answer answer;
 	uint64_t address;
 
-	if (runner_process_ask(r, &m, start_seconds(r), "opening the library", &answer, &address, v, err) < 0)
+	*functions = 0;
+	if (runner_process_ask(r, &m, start_seconds(r), "opening the library", &answer, &address, v, err) < 0) {
+		runner_process_end(r);
 		return -1;
+	}
 	if (address)
 		verdict_set(v, VERDICT_RUNTIME_ERROR, NULL, "opening the library was ended by a memory fault");
 	*functions = answer.value;
@@ -506,13 +548,12 @@ static int load(struct runner_process *r, int64_t *functions, struct verdict *v,
 int runner_process_start(struct runner_process *r, const struct runner_start *start, int64_t *functions, struct verdict *v,
 			 struct error *err)
 {
-	*r = (struct runner_process){ .socket = -1, .stat_fd = -1, .wrapped = start->wrapper, .wall_seconds = wall_seconds(start),
-				      .interrupted = start->interrupted };
 	*functions = 0;
-	if (launch(r, start, err) < 0)
+	if (runner_process_launch(r, start, err) < 0)
 		return -1;
-	if (greet(r, start, err) == 0 && (!start->library || load(r, functions, v, err) == 0))
-		return 0;
-	runner_process_end(r);
-	return -1;
+	if (greet(r, start->slabs.bytes, NULL, err) < 0) {
+		runner_process_end(r);
+		return -1;
+	}
+	return start->library ? runner_process_load(r, functions, v, err) : 0;
 }

@@ -1,5 +1,8 @@
 /* runner_process.h - one runner in its sandbox, as seen from the keeper: start, ask, stop, bury.
  *
+ * A start has three steps: the process is launched; it is told of its slabs (SETUP); it opens the kernel (LOAD). No code of
+ * the kernel runs before the third.
+ *
  * Between questions the runner is stopped (SIGSTOP), so that its process does nothing while inputs are made and outputs
  * looked at. Only between the answer ENQUEUED and the next question it runs on, and all the time under a tool.
  */
@@ -25,16 +28,24 @@ struct runner_process {
 	double cpu_at_answer;          /* its CPU clock when it was stopped after the last answer */
 	bool wrapped;                  /* a tool has started it: nobody is stopped, and it may end by itself */
 	double wall_seconds;           /* of all */
+	/* for SETUP */
+	enum protocol_trust trust;
+	size_t map_bytes;
+	uint32_t stream;
 	const volatile sig_atomic_t *interrupted;
+};
+
+struct runner_slabs {
+	int descriptors[RUNNER_DESCRIPTORS]; /* the slabs, and what else its program wants */
+	size_t descriptor_count;
+	uint64_t bytes[PROTOCOL_SLABS];
 };
 
 struct runner_start {
 	const char *program; /* "km-runner-cpu", see runner_program_path */
 	const void *library; /* NULL: it opens none */
 	size_t library_bytes;
-	int descriptors[RUNNER_DESCRIPTORS]; /* that it inherits: the slabs, and what else its program wants */
-	size_t descriptor_count;
-	uint64_t slab_bytes[PROTOCOL_SLABS];
+	struct runner_slabs slabs; /* of runner_process_start: that it inherits */
 	size_t memory_bytes; /* most resident memory, mapped descriptors included */
 	size_t map_bytes;    /* most bytes in one mmap */
 	uint32_t stream;     /* where in struct km_args its stream belongs */
@@ -59,8 +70,14 @@ struct runner_answer {
 	double gap;     /* CPU seconds used between the last answer and this question */
 };
 
-/* Start, and open the kernel. What the kernel does wrong is in *v. After any failure the runner has ended. -1 for the
- * machine's failures. */
+/* The steps of a start, for a runner that makes ready for its slabs while these are made. launch does not wait for it; set_up
+ * hands over the descriptors with SETUP, and waits until the runner has mapped them. After any failure the runner has ended, all
+ * of which are the machine's but for those of load: what the kernel does wrong is in *v. */
+int runner_process_launch(struct runner_process *r, const struct runner_start *start, struct error *err);
+int runner_process_set_up(struct runner_process *r, const struct runner_slabs *slabs, struct error *err);
+int runner_process_load(struct runner_process *r, int64_t *functions, struct verdict *v, struct error *err);
+
+/* All of them, for a runner that inherits start->slabs, and opens start->library if there is one. */
 int runner_process_start(struct runner_process *r, const struct runner_start *start, int64_t *functions, struct verdict *v,
 			 struct error *err);
 
