@@ -58,11 +58,11 @@ static int finish(struct peer *p)
 	return WEXITSTATUS(status);
 }
 
-static void ask_open(struct peer *p, struct keeper_message *m)
+static void ask(struct peer *p, enum keeper_kind kind, struct keeper_message *m)
 {
 	memset(m, 0, sizeof(*m));
 	m->magic = KEEPER_MAGIC;
-	m->kind = KEEPER_OPEN;
+	m->kind = kind;
 	m->serial = 7;
 	assert_int_equal(send(p->socket, m, sizeof(*m), MSG_NOSIGNAL), sizeof(*m));
 	assert_int_equal(recv(p->socket, m, sizeof(*m), 0), sizeof(*m));
@@ -75,7 +75,10 @@ static void expect_failure(const char *folder, const char *workload, int code, c
 	struct peer p = start(folder, workload);
 	struct keeper_message m;
 
-	ask_open(&p, &m);
+	ask(&p, KEEPER_DRIVER, &m);
+	assert_int_equal(m.value, code);
+	assert_non_null(strstr(m.text, text));
+	ask(&p, KEEPER_OPEN, &m);
 	assert_int_equal(m.value, code);
 	assert_non_null(strstr(m.text, text));
 	assert_int_equal(finish(&p), KM_OK);

@@ -240,22 +240,23 @@ static void add_folder(struct keeper *k, const char *path)
 		free(real);
 }
 
-/* The driver's libraries are where the keeper has found them, the toolkit's where kernels are linked with them. */
+/* The driver's libraries are where the keeper finds them, the toolkit's where kernels are linked with them. */
 static int find_folders(struct keeper *k, struct error *err)
 {
-	char *driver = keeper_link_library(&k->link, "libcuda.so");
+	struct keeper_message m = { .kind = 0 };
 	struct toolchain *tools = xcalloc(1, sizeof(*tools));
 	char arch[16]; /* known here: to be asked of the management library it would be opened once more */
 	int status;
 
 	snprintf(arch, sizeof(arch), "sm_%d%d", k->options.gpu->major, k->options.gpu->minor);
 	status = toolchain_find_cuda(arch, tools, err);
-
-	add_folder(k, driver);
+	if (status == 0)
+		status = ask(k, KEEPER_DRIVER, 0, &m, "driver", err);
+	if (status == 0)
+		add_folder(k, m.text);
 	for (size_t i = 0; i < TOOLCHAIN_FOLDERS && status == 0 && tools->folders[i][0]; i++)
 		if (!strstr(tools->folders[i], "/stubs"))
 			add_folder(k, tools->folders[i]);
-	free(driver);
 	free(tools);
 	return status;
 }
@@ -425,7 +426,7 @@ static int open_all(struct keeper *k, struct error *err)
 	k->nvml = nvml_open(k->device.uuid);
 	if (find_sandbox_needs(k, err) < 0 || launch(k, &k->participants[k->control], &nothing, err) < 0 || set_up(k, k->control, err) < 0)
 		return -1;
-	return measure_empty(k, err);
+	return ask(k, KEEPER_MEASURE, 0, &m, "measure", err) < 0 ? -1 : measure_empty(k, err);
 }
 
 static struct keeper *cuda_open(const struct keeper_options *options, struct error *err)

@@ -208,14 +208,17 @@ static int wait_for_answer(struct keeper_link *l, double seconds, const char *wh
 	}
 }
 
-int keeper_link_ask(struct keeper_link *l, struct keeper_message *m, double seconds, const char *what, int *descriptors,
-		    struct error *err)
+int keeper_link_send(struct keeper_link *l, struct keeper_message *m, const char *what, struct error *err)
+{
+	m->magic = KEEPER_MAGIC;
+	return send(l->socket, m, sizeof(*m), MSG_NOSIGNAL) == sizeof(*m) ? 0 : bury(l, what, err);
+}
+
+int keeper_link_await(struct keeper_link *l, struct keeper_message *m, double seconds, const char *what, int *descriptors,
+		      struct error *err)
 {
 	uint32_t kind = m->kind;
 
-	m->magic = KEEPER_MAGIC;
-	if (send(l->socket, m, sizeof(*m), MSG_NOSIGNAL) != sizeof(*m))
-		return bury(l, what, err);
 	if (wait_for_answer(l, seconds, what, err) < 0)
 		return -1;
 	if (receive(l, m, descriptors) != sizeof(*m))
@@ -228,22 +231,8 @@ int keeper_link_ask(struct keeper_link *l, struct keeper_message *m, double seco
 	return 0;
 }
 
-char *keeper_link_library(const struct keeper_link *l, const char *name)
+int keeper_link_ask(struct keeper_link *l, struct keeper_message *m, double seconds, const char *what, int *descriptors,
+		    struct error *err)
 {
-	char path[64], *line = NULL, *found = NULL;
-	size_t size = 0;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/%d/maps", (int)l->pid);
-	f = fopen(path, "re");
-	while (f && !found && getline(&line, &size, f) > 0) {
-		char *at = strchr(line, '/'), *slash = at ? strrchr(at, '/') : NULL;
-
-		if (slash && starts_with(slash + 1, name))
-			found = xstrndup(at, (size_t)(slash - at));
-	}
-	if (f)
-		fclose(f);
-	free(line);
-	return found;
+	return keeper_link_send(l, m, what, err) < 0 ? -1 : keeper_link_await(l, m, seconds, what, descriptors, err);
 }

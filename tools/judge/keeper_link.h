@@ -23,13 +23,17 @@ struct keeper_link {
 /* Start it for these workloads and `participants` runners; it is not asked anything yet. */
 int keeper_link_start(struct keeper_link *l, const struct keeper_options *options, size_t participants, struct error *err);
 
-/* Ask and wait for the answer for at most `seconds`; `what` names the question in messages. descriptors: of START, which are
- * then the caller's (close-on-exec); NULL for all other questions. */
+/* Ask, and do not wait: keeper_link_await is to follow, with the same message, before anything else is asked. */
+int keeper_link_send(struct keeper_link *l, struct keeper_message *m, const char *what, struct error *err);
+
+/* Wait for the answer for at most `seconds`; `what` names the question in messages. descriptors: of START, which are then the
+ * caller's (close-on-exec); NULL for all other questions. */
+int keeper_link_await(struct keeper_link *l, struct keeper_message *m, double seconds, const char *what, int *descriptors,
+		      struct error *err);
+
+/* Both. */
 int keeper_link_ask(struct keeper_link *l, struct keeper_message *m, double seconds, const char *what, int *descriptors,
 		    struct error *err);
-
-/* The real folder of the library whose name begins so ("libcuda.so") that it has opened. The caller frees; NULL if none. */
-char *keeper_link_library(const struct keeper_link *l, const char *name);
 
 /* Close the socket, on which it ends, and do not wait: keeper_link_end is to follow. */
 void keeper_link_hang_up(struct keeper_link *l);

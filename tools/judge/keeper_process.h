@@ -65,7 +65,7 @@ struct keeper_workload {
 	double prepare;         /* seconds that making ready takes when nobody else uses the device, workspace left out */
 };
 
-/* Seconds a byte, measured before any runner was there. */
+/* Seconds a byte, measured while no runner is at work. */
 struct keeper_rates {
 	double poison, copy, zero;
 	double flush; /* seconds of one flush */
@@ -73,7 +73,7 @@ struct keeper_rates {
 
 struct keeper_process {
 	struct task task;
-	bool loaded, opened;
+	bool loaded, opened, measured;
 	struct task_layout layout;
 	struct keeper_reference reference;
 	struct device *device;
@@ -125,8 +125,10 @@ void keeper_process_answer(struct keeper_process *k, int ordinal, struct keeper_
 
 /* ---- keeper_process_memory.c ------------------------------------------------------------------------------------ */
 
-/* Slabs, rates and what is usual, for all named workloads. */
+/* Slabs for all named workloads. */
 int keeper_memory_open(struct keeper_process *k, struct error *err);
+/* Rates and what is usual for them. The current inputs are none then. */
+int keeper_memory_measure(struct keeper_process *k, struct error *err);
 size_t keeper_memory_scratch(const struct keeper_process *k);
 
 /* Draw places for the inputs and the outputs of the current workload. */

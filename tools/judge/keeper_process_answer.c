@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <link.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -164,6 +165,24 @@ static int answer_mapped(struct keeper_participant *p, const struct keeper_messa
 
 /* ---- opening, inputs -------------------------------------------------------------------------------------------- */
 
+/* The runtime is going to open the same. */
+static int answer_driver(struct keeper_message *m, struct error *err)
+{
+	void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+	struct link_map *map = NULL;
+	char *path;
+	size_t length;
+
+	if (!library)
+		return error_set(err, KM_EXIT_WAITING, "no CUDA device: %s", dlerror());
+	path = dlinfo(library, RTLD_DI_LINKMAP, &map) == 0 && map ? realpath(map->l_name, NULL) : NULL;
+	length = path ? (size_t)(strrchr(path, '/') - path) : 0;
+	if (length > 0 && length < sizeof(m->text))
+		snprintf(m->text, sizeof(m->text), "%.*s", (int)length, path);
+	free(path);
+	return m->text[0] ? 0 : error_set(err, KM_EXIT_ENVIRONMENT, "cannot tell where the driver's library 'libcuda.so.1' is");
+}
+
 static int answer_open(struct keeper_process *k, int ordinal, struct keeper_message *m, struct error *err)
 {
 	if (k->device)
@@ -174,6 +193,14 @@ static int answer_open(struct keeper_process *k, int ordinal, struct keeper_mess
 	device_describe(k->device, &m->device);
 	k->opened = true;
 	return 0;
+}
+
+static int answer_measure(struct keeper_process *k, struct error *err)
+{
+	if (k->measured)
+		return error_set(err, KM_EXIT_USAGE, "it was measured already");
+	k->measured = keeper_memory_measure(k, err) == 0;
+	return k->measured ? 0 : -1;
 }
 
 static int know_workload(const struct keeper_process *k, int workload, struct error *err)
@@ -187,6 +214,8 @@ static int answer_select(struct keeper_process *k, struct keeper_participant *p,
 {
 	if (know_workload(k, m->workload, err) < 0)
 		return -1;
+	if (!k->measured)
+		return error_set(err, KM_EXIT_USAGE, "nothing was measured yet");
 	if (m->count < 0 || (uint64_t)m->count > k->task.workspace_bytes)
 		return error_set(err, KM_EXIT_USAGE, "a workspace of %lld bytes, the task allows %zu", (long long)m->count, k->task.workspace_bytes);
 	p->workload = m->workload;
@@ -436,9 +465,13 @@ static int answer(struct keeper_process *k, int ordinal, struct keeper_message *
 {
 	if (m->kind == KEEPER_OPEN)
 		return answer_open(k, ordinal, m, err);
+	if (m->kind == KEEPER_DRIVER)
+		return answer_driver(m, err);
 	if (!k->opened)
 		return error_set(err, KM_EXIT_USAGE, "the keeper is not open");
 	switch (m->kind) {
+	case KEEPER_MEASURE:
+		return answer_measure(k, err);
 	case KEEPER_INPUTS:
 		return answer_inputs(k, m, err);
 	case KEEPER_COUNTS:

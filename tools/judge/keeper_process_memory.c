@@ -375,9 +375,14 @@ int keeper_memory_open(struct keeper_process *k, struct error *err)
 {
 	k->zones = xcalloc(DEVICE_MAX_ZONES, sizeof(*k->zones));
 	k->zone_owners = xcalloc(DEVICE_MAX_ZONES, sizeof(*k->zone_owners));
-	if (device_slab_make(k->device, &k->inputs, "inputs", input_room(k), err) < 0 ||
-	    device_slab_make(k->device, &k->outputs, "outputs", output_room(k), err) < 0 || warm_up(k, err) < 0 ||
-	    measure_rate(k, POISON, &k->rates.poison, err) < 0 || measure_rate(k, COPY, &k->rates.copy, err) < 0 ||
+	if (device_slab_make(k->device, &k->inputs, "inputs", input_room(k), err) < 0)
+		return -1;
+	return device_slab_make(k->device, &k->outputs, "outputs", output_room(k), err);
+}
+
+int keeper_memory_measure(struct keeper_process *k, struct error *err)
+{
+	if (warm_up(k, err) < 0 || measure_rate(k, POISON, &k->rates.poison, err) < 0 || measure_rate(k, COPY, &k->rates.copy, err) < 0 ||
 	    measure_rate(k, ZERO, &k->rates.zero, err) < 0 || measure_flush(k, err) < 0)
 		return -1;
 	for (size_t i = 0; i < k->named_count; i++)

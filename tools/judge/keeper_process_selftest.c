@@ -84,6 +84,9 @@ static bool ask(struct selftest *t, enum keeper_kind kind)
 static bool ask_open(struct selftest *t)
 {
 	memset(&t->m, 0, sizeof(t->m));
+	if (!ask(t, KEEPER_DRIVER))
+		return false;
+	tell(t, t->m.text[0] == '/', "the driver's library is found: %s", t->m.text);
 	return ask(t, KEEPER_OPEN);
 }
 
@@ -1107,8 +1110,7 @@ static void show_device(const struct selftest *t)
 
 	printf("# %s %s, %d.%d, %d processors, %d MHz, L2 %lld bytes, memory %lld bytes, %.3g bytes/s, driver %.1f\n", d->name, d->uuid, d->major,
 	       d->minor, d->processors, d->clock_mhz, (long long)d->l2_bytes, (long long)d->memory_bytes, d->bandwidth, d->driver);
-	printf("# slabs: inputs %zu, outputs %zu, scratch %zu bytes; rates: poison %.3g, copy %.3g, zero %.3g bytes/s\n", t->k.inputs.bytes,
-	       t->k.outputs.bytes, keeper_memory_scratch(&t->k), 1 / t->k.rates.poison, 1 / t->k.rates.copy, 1 / t->k.rates.zero);
+	printf("# slabs: inputs %zu, outputs %zu, scratch %zu bytes\n", t->k.inputs.bytes, t->k.outputs.bytes, keeper_memory_scratch(&t->k));
 }
 
 /* ---- all ---------------------------------------------------------------------------------------------------------- */
@@ -1174,12 +1176,33 @@ static void test_stop_after_call(struct selftest *t)
 		     workspace);
 }
 
+/* While nobody is at work. */
+static bool test_measure(struct selftest *t)
+{
+	double start_time = monotonic_seconds();
+
+	t->m = (struct keeper_message){ .who = 0, .workload = t->small };
+	expect_refusal(t, KEEPER_SELECT, "a workload before anything was measured");
+	t->m = (struct keeper_message){ .kind = 0 };
+	if (!ask(t, KEEPER_MEASURE))
+		return false;
+	printf("# MEASURE took %.0f ms; rates: poison %.3g, copy %.3g, zero %.3g bytes/s\n", (monotonic_seconds() - start_time) * 1e3,
+	       1 / t->k.rates.poison, 1 / t->k.rates.copy, 1 / t->k.rates.zero);
+	expect_refusal(t, KEEPER_MEASURE, "measuring once more");
+	return true;
+}
+
 static void test_all(struct selftest *t)
 {
 	struct answer a;
 
 	for (int i = 0; i < PARTICIPANTS; i++)
-		if (!start(t, i) || !ask_select(t, i, t->small, 0))
+		if (!start(t, i))
+			return;
+	if (!test_measure(t))
+		return;
+	for (int i = 0; i < PARTICIPANTS; i++)
+		if (!ask_select(t, i, t->small, 0))
 			return;
 	tell(t, true, "%d participants have mapped their slabs", PARTICIPANTS);
 	test_generator(t);

@@ -11,12 +11,14 @@
  * or FAILED (value: an exit code of error.h, text: why; nothing else of the answer counts), one question at a time.
  *
  *   question                       DONE
+ *   DRIVER                         text: the real folder of the driver's library. CUDA has not begun
  *   OPEN                           device: what it is. The memory for the largest of the workloads is there
  *   START who                      descriptors (SCM_RIGHTS, in this order): input slab, output slab, scratch slab, page;
  *                                  bytes[]: of the three slabs. A slab is a CUDA allocation exported as a POSIX
  *                                  descriptor, the page a memfd of KEEPER_PAGE_BYTES
  *   MAPPED who, where[]            the addresses at which the runner has the three slabs
- *   SELECT who, workload, count    count: bytes of workspace that this participant has from now on
+ *   MEASURE                        what making ready takes has been measured, with nobody at work on the device. Once
+ *   SELECT who, workload, count    after MEASURE. count: bytes of workspace that this participant has from now on
  *   INPUTS workload, set, value    value 1: scalars vary
  *   PREPARE who, value, count      value: enum protocol_mode (protocol.h); count: calls of a batch (else 1). Poison,
  *                                  guards, workspace and flush are under way, for PROTOCOL_IDLE they are done:
@@ -63,7 +65,7 @@ struct keeper_page {
 
 enum keeper_kind {
 	KEEPER_OPEN = 1, KEEPER_START, KEEPER_MAPPED, KEEPER_SELECT, KEEPER_INPUTS, KEEPER_PREPARE, KEEPER_RELEASE,
-	KEEPER_CHECK, KEEPER_COUNTS, KEEPER_CONTROL, KEEPER_MEMORY, KEEPER_STOP,
+	KEEPER_CHECK, KEEPER_COUNTS, KEEPER_CONTROL, KEEPER_MEMORY, KEEPER_STOP, KEEPER_DRIVER, KEEPER_MEASURE,
 	KEEPER_DONE, KEEPER_FAILED,
 };
 
