@@ -18,6 +18,7 @@ enum { CANDIDATE, BASELINE, RIVAL };
 static const double own_seconds[] = { 20e-6, 40e-6, 30e-6 };
 static double added[3];
 static bool alive;
+static const struct keeper_kernel *announced;
 static size_t calls_alone;
 /* What our clock has over the events of the candidate's first so many calls. */
 static size_t odd_calls, own_calls;
@@ -30,7 +31,8 @@ static double noisy(double seconds)
 
 static struct keeper *open_nothing(const struct keeper_options *options, struct error *err)
 {
-	(void)options, (void)err;
+	(void)err;
+	announced = options->kernels;
 	alive = true;
 	calls_alone = own_calls = 0;
 	return (struct keeper *)&alive;
@@ -38,7 +40,10 @@ static struct keeper *open_nothing(const struct keeper_options *options, struct 
 
 static int start(struct keeper *k, size_t who, const struct keeper_kernel *kernel, struct verdict *v, struct error *err)
 {
-	(void)k, (void)who, (void)kernel, (void)v, (void)err;
+	(void)k, (void)v, (void)err;
+	/* Its process may have been made ready for this one. */
+	assert_ptr_equal(kernel, &announced[who]);
+	assert_int_equal(kernel->trusted, who == RIVAL);
 	return 0;
 }
 

@@ -162,6 +162,21 @@ static void start_without_device(const char *const *wrapper, int output)
 	assert_non_null(strstr(err.text, "the runner cannot start: no CUDA device"));
 }
 
+/* One that has ended while nobody looked. */
+static void test_gone(void **state)
+{
+	static const char *const tool[] = { "/bin/sh", "-c", "exit 7", "sh", NULL };
+	struct runner_process r;
+	struct error err;
+
+	(void)state;
+	launch(&r, tool, -1);
+	while (sandbox_check(r.sandbox))
+		usleep(1000);
+	set_up(&r, PROTOCOL_SLABS + 1, &err);
+	assert_non_null(strstr(err.text, "the runner did not start in its sandbox: the runner ended the process with status 7"));
+}
+
 /* The slabs and the page, no less. */
 static void test_few_descriptors(void **state)
 {
@@ -219,7 +234,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_sizes), cmocka_unit_test(test_one_packet), cmocka_unit_test(test_lease), cmocka_unit_test(test_devices),
-		cmocka_unit_test(test_no_device), cmocka_unit_test(test_few_descriptors), cmocka_unit_test(test_many_descriptors), cmocka_unit_test(test_under_tool),
+		cmocka_unit_test(test_no_device), cmocka_unit_test(test_gone), cmocka_unit_test(test_few_descriptors), cmocka_unit_test(test_many_descriptors), cmocka_unit_test(test_under_tool),
 	};
 
 	return cmocka_run_group_tests_name("protocol", tests, NULL, NULL);

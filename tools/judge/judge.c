@@ -29,6 +29,7 @@ struct judge {
 	const struct judge_options *options;
 	const struct keeper_ops *ops;
 	struct keeper *keeper;
+	struct keeper_kernel *kernels; /* one a participant */
 	struct judge_result *result;
 	size_t participants;
 	int *workloads;
@@ -711,28 +712,34 @@ static void choose_workloads(struct judge *j)
 		}
 }
 
+static struct keeper_kernel kernel_of(const struct judge_options *o, size_t who)
+{
+	const struct judge_kernel *k = who == CANDIDATE ? &o->candidate : who == BASELINE ? &o->baseline : &o->rivals[who - RIVALS];
+
+	return (struct keeper_kernel){ k->library, k->bytes, k->trusted };
+}
+
 static int open_keeper(struct judge *j, struct error *err)
 {
 	struct keeper_options options = {
 		.task = j->options->task, .reference = j->options->reference, .workloads = j->workloads,
-		.workload_count = j->result->workload_count, .participants = j->participants, .gpu = j->options->gpu,
+		.workload_count = j->result->workload_count, .participants = j->participants, .kernels = j->kernels, .gpu = j->options->gpu,
 		.no_sandbox = j->options->no_sandbox, .interrupted = j->options->interrupted,
 	};
 
 	if (j->result->workload_count == 0)
 		return error_set(err, KM_EXIT_INPUT, "task '%s' has no workload of this set", j->options->task->name);
+	for (size_t who = 0; who < j->participants; who++)
+		j->kernels[who] = kernel_of(j->options, who);
 	j->keeper = j->ops->open(&options, err);
 	return j->keeper ? 0 : -1;
 }
 
 static int start_one(struct judge *j, size_t who, struct error *err)
 {
-	const struct judge_options *o = j->options;
-	const struct judge_kernel *kernel = who == CANDIDATE ? &o->candidate : who == BASELINE ? &o->baseline : &o->rivals[who - RIVALS];
-	struct keeper_kernel k = { kernel->library, kernel->bytes, kernel->trusted };
 	struct verdict v = { .status = VERDICT_PASSED };
 
-	if (j->ops->start(j->keeper, who, &k, &v, err) < 0)
+	if (j->ops->start(j->keeper, who, &j->kernels[who], &v, err) < 0)
 		return -1;
 	return settle(j, who, &v, err);
 }
@@ -746,7 +753,7 @@ static double lap(double *mark)
 	return *mark - since;
 }
 
-/* Only a candidate that is right is timed, so the others start after the first phase. */
+/* Only a candidate that is right is timed, so the others open their kernels after the first phase. */
 static int run_phases(struct judge *j, struct error *err)
 {
 	struct judge_result *r = j->result;
@@ -851,6 +858,7 @@ int judge_run(const struct judge_options *options, struct judge_result *result, 
 	result->failed_workload = -1;
 	result->failure.output = -1;
 	result->rivals = xcalloc(options->rival_count + 1, sizeof(*result->rivals));
+	j.kernels = xcalloc(j.participants, sizeof(*j.kernels));
 	j.times = xcalloc(j.participants * MAX_ROUNDS, sizeof(*j.times));
 	j.claims = xcalloc(j.participants * MAX_ROUNDS, sizeof(*j.claims));
 	j.doubtful = xcalloc(j.participants * MAX_ROUNDS, sizeof(*j.doubtful));
@@ -876,6 +884,7 @@ int judge_run(const struct judge_options *options, struct judge_result *result, 
 	free(j.claims);
 	free(j.doubtful);
 	free(j.workloads);
+	free(j.kernels);
 	return status;
 }
 

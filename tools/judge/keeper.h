@@ -25,21 +25,24 @@
 struct gpu;
 struct keeper;
 
+struct keeper_kernel {
+	const void *library; /* its bytes */
+	size_t bytes;
+	bool trusted;        /* a peer of the task's author: may allocate and use the system, on one thread */
+};
+
 struct keeper_options {
 	const struct task *task;
 	const char *reference;    /* library made by build_reference */
 	const int *workloads;     /* indices into task->workloads: memory is made for the largest of these */
 	size_t workload_count;
 	size_t participants;
+	/* What the participants are going to be started with, in order, so that their processes can make ready while the device is
+	 * opened; NULL: not known yet. */
+	const struct keeper_kernel *kernels;
 	const struct gpu *gpu;    /* gpu.h; NULL for cpu */
 	bool no_sandbox;
 	const volatile sig_atomic_t *interrupted; /* set by a signal handler; NULL: never */
-};
-
-struct keeper_kernel {
-	const void *library; /* its bytes */
-	size_t bytes;
-	bool trusted;        /* a peer of the task's author: may allocate and use the system, on one thread */
 };
 
 struct keeper_call {

@@ -63,6 +63,7 @@ enum {
 	DRIVER_MB = 4096,       /* resident memory of context and libraries, their code that is mapped included */
 	PROCESSES = 256,        /* and threads in a sandbox */
 	OPEN_FILES = 1024,
+	EARLY = 3,              /* participants whose contexts are made before the candidate is known to be right: itself, baseline, best */
 	TOOL_MB = 16384,        /* resident memory of a tool, which saves what a kernel changes */
 };
 
@@ -240,20 +241,15 @@ static void add_folder(struct keeper *k, const char *path)
 		free(real);
 }
 
-/* The driver's libraries are where the keeper finds them, the toolkit's where kernels are linked with them. */
+/* The driver's libraries are where the keeper finds them, and first; the toolkit's where kernels are linked with them. */
 static int find_folders(struct keeper *k, struct error *err)
 {
-	struct keeper_message m = { .kind = 0 };
 	struct toolchain *tools = xcalloc(1, sizeof(*tools));
 	char arch[16]; /* known here: to be asked of the management library it would be opened once more */
 	int status;
 
 	snprintf(arch, sizeof(arch), "sm_%d%d", k->options.gpu->major, k->options.gpu->minor);
 	status = toolchain_find_cuda(arch, tools, err);
-	if (status == 0)
-		status = ask(k, KEEPER_DRIVER, 0, &m, "driver", err);
-	if (status == 0)
-		add_folder(k, m.text);
 	for (size_t i = 0; i < TOOLCHAIN_FOLDERS && status == 0 && tools->folders[i][0]; i++)
 		if (!strstr(tools->folders[i], "/stubs"))
 			add_folder(k, tools->folders[i]);
@@ -279,23 +275,30 @@ static char *library_path(const struct keeper *k)
  * not in their first call. */
 static int find_sandbox_needs(struct keeper *k, struct error *err)
 {
-	int minor = nvml_minor(k->nvml, k->device.uuid);
+	const struct gpu *gpu = k->options.gpu;
+	int minor = nvml_minor(k->nvml, gpu->uuid);
 
 	if (minor < 0)
-		return error_set(err, KM_EXIT_ENVIRONMENT, "cannot tell which node of /dev is device '%s' (%s)", k->device.name, k->device.uuid);
+		return error_set(err, KM_EXIT_ENVIRONMENT, "cannot tell which node of /dev is device '%s' (%s)", gpu->name, gpu->uuid);
 	if (find_folders(k, err) < 0)
 		return -1;
 	k->nodes[0] = xstrdup("/dev/nvidiactl");
 	k->nodes[1] = xstrdup("/dev/nvidia-uvm");
 	k->nodes[2] = xasprintf("/dev/nvidia%d", minor);
-	for (int i = 0; i < 3; i++)
-		if (access(k->nodes[i], R_OK | W_OK) < 0)
-			return error_set(err, KM_EXIT_ENVIRONMENT, "cannot read and write '%s', which a sandbox needs", k->nodes[i]);
 	k->variables[0] = library_path(k);
-	k->variables[1] = xasprintf("CUDA_VISIBLE_DEVICES=%s", k->device.uuid);
+	k->variables[1] = xasprintf("CUDA_VISIBLE_DEVICES=%s", gpu->uuid);
 	k->variables[2] = xstrdup("CUDA_MODULE_LOADING=EAGER");
 	k->variables[3] = xstrdup("CUDA_CACHE_DISABLE=1");
 	return 0;
+}
+
+/* NULL if all are there. */
+static const char *find_missing_node(const struct keeper *k)
+{
+	for (int i = 0; i < 3; i++)
+		if (access(k->nodes[i], R_OK | W_OK) < 0)
+			return k->nodes[i];
+	return NULL;
 }
 
 /* ---- starting and stopping -------------------------------------------------------------------------------------- */
@@ -381,7 +384,9 @@ static int cuda_start(struct keeper *k, size_t who, const struct keeper_kernel *
 {
 	struct participant *p = &k->participants[who];
 
-	return launch(k, p, kernel, err) < 0 || set_up(k, who, err) < 0 ? -1 : load(k, p, v, err);
+	if (!p->started && (launch(k, p, kernel, err) < 0 || set_up(k, who, err) < 0))
+		return -1;
+	return load(k, p, v, err);
 }
 
 static void cuda_close(struct keeper *k)
@@ -409,23 +414,81 @@ static void cuda_close(struct keeper *k)
 	free(k);
 }
 
-static int open_all(struct keeper *k, struct error *err)
+/* How many participants are launched by cuda_open. */
+static size_t count_early(const struct keeper *k)
+{
+	size_t most = k->options.participants < EARLY ? k->options.participants : EARLY;
+
+	return k->options.kernels ? most : 0;
+}
+
+/* The runner that does nothing, and the early participants. */
+static int launch_all(struct keeper *k, struct error *err)
 {
 	struct keeper_kernel nothing = { NULL, 0, true };
+
+	if (launch(k, &k->participants[k->control], &nothing, err) < 0)
+		return -1;
+	for (size_t i = 0; i < count_early(k); i++)
+		if (launch(k, &k->participants[i], &k->options.kernels[i], err) < 0)
+			return -1;
+	return 0;
+}
+
+/* All contexts are made at the same time, ours by the keeper. Without it nothing else counts: so if something fails here, its
+ * answer is still waited for. The nodes may be missing until its context is there (the driver makes them): then it goes first. */
+static int open_contexts(struct keeper *k, struct error *err)
+{
+	struct keeper_message m = { .kind = KEEPER_OPEN };
+	struct error failed;
+	const char *missing = NULL;
+	bool launched = false;
+	int status;
+
+	if (keeper_link_send(&k->link, &m, "open", err) < 0)
+		return -1;
+	status = find_sandbox_needs(k, &failed);
+	if (status == 0 && !find_missing_node(k)) {
+		launched = true;
+		status = launch_all(k, &failed);
+	}
+	if (keeper_link_await(&k->link, &m, KEEPER_SECONDS, "open", NULL, err) < 0)
+		return -1;
+	k->device = m.device;
+	k->device.name[sizeof(k->device.name) - 1] = k->device.uuid[sizeof(k->device.uuid) - 1] = 0;
+	if (status == 0 && !launched && (missing = find_missing_node(k)) != NULL)
+		status = error_set(&failed, KM_EXIT_ENVIRONMENT, "cannot read and write '%s', which a sandbox needs", missing);
+	else if (status == 0 && !launched)
+		status = launch_all(k, &failed);
+	if (status < 0)
+		*err = failed;
+	return status;
+}
+
+/* What is measured is measured when all contexts are there, and before any kernel is opened. */
+static int open_all(struct keeper *k, struct error *err)
+{
+	const struct gpu *gpu = k->options.gpu;
 	struct keeper_message m = { .kind = 0 };
 
 	if (k->layout.size > PROTOCOL_ARGS_MAX)
 		return error_set(err, KM_EXIT_INPUT, "task '%s' has more arguments than fit into %d bytes", k->task->name, PROTOCOL_ARGS_MAX);
-	if (keeper_link_start(&k->link, &k->options, k->options.participants + 1, err) < 0 || ask(k, KEEPER_OPEN, 0, &m, "open", err) < 0)
+	if (keeper_link_start(&k->link, &k->options, k->options.participants + 1, err) < 0)
 		return -1;
-	k->device = m.device;
-	k->device.name[sizeof(k->device.name) - 1] = k->device.uuid[sizeof(k->device.uuid) - 1] = 0;
-	if (strcmp(k->device.uuid, k->options.gpu->uuid) != 0)
-		return error_set(err, KM_EXIT_ENVIRONMENT, "the keeper of the device '%s' (%s) has opened '%s'", k->options.gpu->name,
-				 k->options.gpu->uuid, k->device.uuid);
-	k->nvml = nvml_open(k->device.uuid);
-	if (find_sandbox_needs(k, err) < 0 || launch(k, &k->participants[k->control], &nothing, err) < 0 || set_up(k, k->control, err) < 0)
+	k->nvml = nvml_open(gpu->uuid);
+	if (ask(k, KEEPER_DRIVER, 0, &m, "driver", err) < 0)
 		return -1;
+	add_folder(k, m.text);
+	if (open_contexts(k, err) < 0)
+		return -1;
+	if (strcmp(k->device.uuid, gpu->uuid) != 0)
+		return error_set(err, KM_EXIT_ENVIRONMENT, "the keeper of the device '%s' (%s) has opened '%s'", gpu->name, gpu->uuid,
+				 k->device.uuid);
+	if (set_up(k, k->control, err) < 0)
+		return -1;
+	for (size_t i = 0; i < count_early(k); i++)
+		if (set_up(k, i, err) < 0)
+			return -1;
 	return ask(k, KEEPER_MEASURE, 0, &m, "measure", err) < 0 ? -1 : measure_empty(k, err);
 }
 

@@ -498,10 +498,12 @@ static int greet(struct runner_process *r, const uint64_t *slab_bytes, const str
 	int got;
 
 	memcpy(m.where, slab_bytes, sizeof(m.where));
-	if (send_setup(r, &m, handed))
+	if (send_setup(r, &m, handed)) {
 		got = receive(r, start_seconds(r), "the runner", &m, NULL, &v, err);
-	else
+	} else {
+		bury(r, "the runner", &v);
 		got = 0;
+	}
 	if (got < 0)
 		return -1;
 	if (got == 0 || m.magic != PROTOCOL_MAGIC || m.kind != PROTOCOL_HELLO)
