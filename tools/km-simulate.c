@@ -237,8 +237,16 @@ static void check_search(const char *search)
 	die_usage("there is no search '%s'", search);
 }
 
+static void forget_searches(struct options *o)
+{
+	for (int i = 0; i < o->search_count; i++)
+		free(o->searches[i]);
+	o->search_count = 0;
+}
+
 static void parse_searches(struct options *o, const char *text)
 {
+	forget_searches(o);
 	for (o->search_count = 0; *text; text += *text == ',') {
 		size_t n = strcspn(text, ",");
 
@@ -314,7 +322,6 @@ int main(int argc, char **argv)
 	if (o.width * o.samples > WORLD_SLOTS)
 		die_usage("width times samples is at most %d", WORLD_SLOTS);
 	print_table(&o);
-	for (int i = 0; i < o.search_count; i++)
-		free(o.searches[i]);
+	forget_searches(&o);
 	return cli_finish(KM_OK);
 }

@@ -22,6 +22,7 @@ static char *text_after(void (*change)(cJSON *))
 	struct error err;
 	cJSON *bench = json_load(golden, "bench", &err);
 	struct buf out;
+	char *text;
 
 	assert_non_null(bench);
 	json_set(bench, "failure", cJSON_CreateNull());
@@ -32,7 +33,9 @@ static char *text_after(void (*change)(cJSON *))
 	assert_int_equal(evidence_verdict(build, path, &out, &err), 0);
 	unlink(path);
 	cJSON_Delete(bench);
-	return buf_take(&out);
+	text = buf_take(&out);
+	buf_release(&out);
+	return text;
 }
 
 static void change_nothing(cJSON *bench)

@@ -55,6 +55,7 @@ static char *stall_metric(const char *reason)
 char *figures_metrics(void)
 {
 	struct buf list;
+	char *text;
 
 	buf_init(&list, 1 << 14);
 	for (size_t i = 0; i < FIGURES; i++)
@@ -65,7 +66,9 @@ char *figures_metrics(void)
 		buf_printf(&list, ",%s", metric);
 		free(metric);
 	}
-	return buf_take(&list);
+	text = buf_take(&list);
+	buf_release(&list);
+	return text;
 }
 
 /* ---- ncu: its table --------------------------------------------------------------------------------------------- */
