@@ -123,17 +123,8 @@ static void launch(struct runner_process *r, const char *const *wrapper, int out
 				      .libraries = none, .environment = variables, .processes = 64,
 				      .wrapper = wrapper, .wrapper_seconds = 30, .output = output };
 	struct error err = { .code = KM_OK };
-	char *program = getenv("KM_RUNNER_CUDA") ? NULL : realpath("bin/km-runner-cuda", NULL);
 
-	if (program)
-		setenv("KM_RUNNER_CUDA", program, 1);
-	free(program);
-	if (!getenv("KM_RUNNER_CUDA"))
-		skip();
-	if (runner_process_launch(r, &start, &err) == 0)
-		return;
-	assert_non_null(strstr(err.text, "no sandbox"));
-	skip();
+	assert_int_equal(runner_process_launch(r, &start, &err), 0);
 }
 
 /* What it says to SETUP with so many descriptors. */
@@ -230,12 +221,30 @@ static void test_under_tool(void **state)
 	close(output);
 }
 
+/* Is the runner there? It is built where nvcc is; sanitized ones are not built at all. */
+static bool find_runner(void)
+{
+	char *program = getenv("KM_RUNNER_CUDA") ? NULL : realpath("bin/km-runner-cuda", NULL);
+
+	if (program)
+		setenv("KM_RUNNER_CUDA", program, 1);
+	free(program);
+	return getenv("KM_RUNNER_CUDA") != NULL;
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
+	const struct CMUnitTest always[] = {
 		cmocka_unit_test(test_sizes), cmocka_unit_test(test_one_packet), cmocka_unit_test(test_lease), cmocka_unit_test(test_devices),
-		cmocka_unit_test(test_no_device), cmocka_unit_test(test_gone), cmocka_unit_test(test_few_descriptors), cmocka_unit_test(test_many_descriptors), cmocka_unit_test(test_under_tool),
+	};
+	const struct CMUnitTest with_runner[] = {
+		cmocka_unit_test(test_sizes), cmocka_unit_test(test_one_packet), cmocka_unit_test(test_lease), cmocka_unit_test(test_devices),
+		cmocka_unit_test(test_no_device), cmocka_unit_test(test_gone), cmocka_unit_test(test_few_descriptors),
+		cmocka_unit_test(test_many_descriptors), cmocka_unit_test(test_under_tool),
 	};
 
-	return cmocka_run_group_tests_name("protocol", tests, NULL, NULL);
+	if (find_runner())
+		return cmocka_run_group_tests_name("protocol", with_runner, NULL, NULL);
+	puts("# skipped: how a runner is started: bin/km-runner-cuda is not there, which nvcc builds");
+	return cmocka_run_group_tests_name("protocol", always, NULL, NULL);
 }
