@@ -161,7 +161,8 @@ int hardware_cpu(const char *prompts, struct buf *out, struct error *err)
 
 /* ---- cuda ---------------------------------------------------------------------------------------------------------- */
 
-/* What NVIDIA's datasheets and the programming guide's table of compute capabilities say. The name is looked for in what the
+/* What NVIDIA's datasheets and the programming guide's table of compute capabilities say; the H200's second-level cache is what its
+ * driver reports. The name is looked for in what the
  * driver calls the device, the longer ones first. */
 static const struct device {
 	const char *name, *arch;
