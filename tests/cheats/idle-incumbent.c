@@ -1,5 +1,5 @@
 /* Right, if slow, when it is judged; when it is only compared with, which it knows from the order of the questions, it does
- * nothing. Judged here as candidate; tests/cheats.bats also compares with it. */
+ * nothing. Judged here as candidate, where it also fails once its process is made anew; tests/cheats.bats also compares with it. */
 #include "task.h"
 
 static void right(const struct km_args *a)

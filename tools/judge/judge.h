@@ -3,7 +3,7 @@
  * First every workload of the set is called with every input set in use and all rows are looked at. Then each workload
  * is timed in rounds: new inputs, and on them one call of the candidate, of the baseline and of each rival, in random
  * order; two rounds, the second in reverse order, are a block (A B B A). The candidate's outputs are looked at in every
- * round: KEEPER_ROWS rows drawn after the call, all rows in one round of sixteen. Input sets come in fixed shares and
+ * round: KEEPER_ROWS rows drawn after the call, all rows in one round of sixteen. On cpu all get new processes every four blocks. Input sets come in fixed shares and
  * random order, half of them normal, and in a quarter of all rounds scalars vary, in both phases alike.
  *
  * A workload's speed-up is e to the robust mean over rounds of ln(baseline time / candidate time).

@@ -94,6 +94,7 @@ struct keeper_rules {
 	double seconds;          /* most time spent on timing one workload, but for JUDGE_MIN_BLOCKS */
 	double baseline_seconds; /* most seconds of these in which the baseline takes part, which may be slow */
 	double noise;            /* relative error of a speed-up that is good enough */
+	size_t life;             /* blocks after which all participants get new processes; 0: never */
 };
 
 struct keeper_ops {

@@ -536,7 +536,7 @@ static int cpu_check(struct keeper *k, size_t who, bool all, struct keeper_check
 }
 
 const struct keeper_ops keeper_cpu = {
-	.target = "cpu", .rules = { .seconds = 2.0, .baseline_seconds = 0.7, .noise = 0.005 },
+	.target = "cpu", .rules = { .seconds = 2.0, .baseline_seconds = 0.7, .noise = 0.005, .life = 4 },
 	.open = cpu_open, .start = cpu_start, .select = cpu_select, .inputs = cpu_inputs, .call = cpu_call,
 	.check = cpu_check, .counts = cpu_counts, .stop = cpu_stop, .close = cpu_close,
 };
