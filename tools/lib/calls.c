@@ -15,22 +15,24 @@
 enum { FIELDS = 9, LEDGER_MAX_BYTES = 256 << 20 };
 
 /* Cut a line at its tabs; false if there are not exactly FIELDS fields. */
-static bool split(char *line, char *fields[FIELDS])
+static bool split(char *line, const char *end, char *fields[FIELDS])
 {
-	int count = 0;
+	char *tab = line;
 
-	for (char *field; (field = strsep(&line, "\t"));) {
-		if (count == FIELDS)
-			return false;
-		fields[count++] = field;
+	for (int count = 0; tab && count < FIELDS; line = tab + 1) {
+		fields[count++] = line;
+		tab = memchr(line, '\t', (size_t)(end - line));
+		if (!tab)
+			return count == FIELDS;
+		*tab = 0;
 	}
-	return count == FIELDS;
+	return false;
 }
 
 typedef void (*line_fn)(char *fields[FIELDS], void *data);
 
-/* Call fn for every whole line of the ledger. */
-static int each_line(const char *path, line_fn fn, void *data, struct error *err)
+/* Call fn for every whole line of the ledger that starts with this. */
+static int each_line(const char *path, const char *start, line_fn fn, void *data, struct error *err)
 {
 	struct buf b;
 	int result = 0;
@@ -43,7 +45,7 @@ static int each_line(const char *path, line_fn fn, void *data, struct error *err
 		char *fields[FIELDS];
 
 		*end = 0;
-		if (split(line, fields))
+		if (starts_with(line, start) && split(line, end, fields))
 			fn(fields, data);
 	}
 	buf_release(&b);
@@ -116,7 +118,7 @@ static int sum_except(const char *path, const char *except, struct calls_sum *su
 	int result;
 
 	memset(sum, 0, sizeof(*sum));
-	result = each_line(path, add_line, &a, err);
+	result = each_line(path, "", add_line, &a, err);
 	if (except)
 		close_call(&a, except);
 	for (size_t i = 0; i < a.count; i++) {
@@ -134,25 +136,20 @@ int calls_sum(const char *path, struct calls_sum *sum, struct error *err)
 	return sum_except(path, NULL, sum, err);
 }
 
-struct search {
-	const char *id;
-	bool found;
-};
-
-static void match_end(char *fields[FIELDS], void *data)
+static void note(char *fields[FIELDS], void *found)
 {
-	struct search *search = data;
-
-	if (strcmp(fields[0], "end") == 0 && strcmp(fields[1], search->id) == 0)
-		search->found = true;
+	(void)fields;
+	*(bool *)found = true;
 }
 
 int calls_ended(const char *path, const char *id, bool *found, struct error *err)
 {
-	struct search search = { .id = id };
-	int result = each_line(path, match_end, &search, err);
+	char *start = xasprintf("end\t%s\t", id);
+	int result;
 
-	*found = search.found;
+	*found = false;
+	result = each_line(path, start, note, found, err);
+	free(start);
 	return result;
 }
 
