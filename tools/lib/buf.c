@@ -3,6 +3,7 @@
 #include "util.h"
 
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,15 +63,25 @@ bool buf_puts(struct buf *b, const char *s)
 
 bool buf_putc(struct buf *b, char c)
 {
-	return buf_add(b, &c, 1);
+	if (b->overflow || b->len == b->ceiling || b->len + 1 >= b->size)
+		return buf_add(b, &c, 1);
+	b->data[b->len++] = c;
+	b->data[b->len] = 0;
+	return true;
 }
 
 bool buf_printf(struct buf *b, const char *format, ...)
 {
+	char few[256], *s;
 	va_list args;
-	char *s;
 	bool fits;
+	int n;
 
+	va_start(args, format);
+	n = vsnprintf(few, sizeof(few), format, args);
+	va_end(args);
+	if (n >= 0 && (size_t)n < sizeof(few))
+		return buf_add(b, few, (size_t)n);
 	va_start(args, format);
 	s = xvasprintf(format, args);
 	va_end(args);

@@ -88,6 +88,7 @@ struct entry {
 	long index;
 	int class;    /* smaller is more use */
 	double value; /* within a class, larger is more use */
+	size_t line, length; /* its line in the outline's lines */
 	size_t cost;
 	bool chosen;
 };
@@ -95,6 +96,7 @@ struct entry {
 struct outline {
 	struct world w;
 	struct entry *entries; /* one a node, by index */
+	struct buf lines;      /* of all nodes */
 	long focus, best;
 };
 
@@ -116,9 +118,7 @@ static int entry_class(const struct outline *o, long i)
 
 static void fill_entries(struct outline *o)
 {
-	struct buf line;
-
-	buf_init(&line, 1 << 16);
+	buf_init(&o->lines, JSON_MAX_BYTES);
 	for (long i = 0; i < (long)o->w.count; i++) {
 		const struct node *node = &o->w.nodes[i];
 		struct entry *e = &o->entries[i];
@@ -126,11 +126,11 @@ static void fill_entries(struct outline *o)
 		e->index = i;
 		e->class = entry_class(o, i);
 		e->value = e->class == 2 ? node_value(node->json) : e->class == 3 ? json_number(json_get(node->json, "solution"), "round", 0) : (double)i;
-		buf_clear(&line);
-		append_line(node->json, &line);
-		e->cost = line.len + 2 * MAX_INDENT + (node->first_child >= 0 ? FOLD_LINE : 0);
+		e->line = o->lines.len;
+		append_line(node->json, &o->lines);
+		e->length = o->lines.len - e->line;
+		e->cost = e->length + 2 * MAX_INDENT + (node->first_child >= 0 ? FOLD_LINE : 0);
 	}
-	buf_release(&line);
 }
 
 static int compare_entries(const void *a, const void *b)
@@ -224,7 +224,7 @@ static void print_below(const struct outline *o, long parent, struct buf *out)
 			continue;
 		}
 		buf_printf(out, "%*s", 2 * depth, "");
-		append_line(o->w.nodes[i].json, out);
+		buf_add(out, o->lines.data + o->entries[i].line, o->entries[i].length);
 		print_below(o, i, out);
 	}
 	if (hidden.nodes)
@@ -258,6 +258,7 @@ int outline_tree(const cJSON *world, const char *focus, size_t ceiling, struct b
 	}
 	buf_puts(out, o.w.count > 1 ? text.data : "(The tree is empty: there is only the root.)\n");
 	buf_release(&text);
+	buf_release(&o.lines);
 	free(o.entries);
 	world_release(&o.w);
 	return 0;
