@@ -157,7 +157,8 @@ static int request(const struct options *o, const char *path, struct error *err)
 		.temperature = o->temperature, .max_tokens = (int)o->max_tokens, .effort = o->effort,
 	};
 	char *folder = path_folder(path), *world_path = NULL;
-	cJSON *plan, *world = NULL, *document = NULL;
+	static cJSON *world; /* left to the end of the process: freeing a large tree takes longer than quoting it */
+	cJSON *plan, *document = NULL;
 	int status = -1;
 
 	if (o->slot < 0)
@@ -172,7 +173,6 @@ static int request(const struct options *o, const char *path, struct error *err)
 	if (document)
 		status = json_save(o->output, document, err);
 	cJSON_Delete(document);
-	cJSON_Delete(world);
 	cJSON_Delete(plan);
 	free(world_path);
 	free(folder);

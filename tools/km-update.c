@@ -177,7 +177,7 @@ static cJSON *skip(const char *why)
 
 static cJSON *request_of_slot(const struct options *o, const struct prompt_source *source, struct error *err)
 {
-	struct round r;
+	static struct round r;
 	cJSON *request = NULL;
 
 	if (round_load(o->input, &r, err) < 0)
@@ -192,7 +192,6 @@ static cJSON *request_of_slot(const struct options *o, const struct prompt_sourc
 		request = prompt_refill(source, r.world.document, r.folder, err);
 	else
 		request = skip(strategy_is_single(&r.world) ? "under this strategy no edit of the tree is asked for" : "no cycle has ended in this slot");
-	round_release(&r);
 	return request;
 }
 
@@ -266,7 +265,7 @@ static void print_progress(const struct round *r, const struct calls_sum *spent)
 
 static int write_world(const struct options *o, struct error *err)
 {
-	static struct round r; /* left to the end of the process: freeing a large tree takes longer than changing it */
+	static struct round r;
 	struct calls_sum spent = { 0 };
 	int result;
 

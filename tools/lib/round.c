@@ -71,6 +71,17 @@ static int load_world(struct round *r, struct error *err)
 	return 0;
 }
 
+static void release(struct round *r)
+{
+	for (int k = 0; k < r->width; k++)
+		cJSON_Delete(r->reports[k].ended);
+	world_release(&r->world);
+	cJSON_Delete(r->plan);
+	cJSON_Delete(r->inputs);
+	free(r->folder);
+	memset(r, 0, sizeof(*r));
+}
+
 int round_load(const char *plan_path, struct round *r, struct error *err)
 {
 	char hex[HASH_HEX + 1];
@@ -87,19 +98,8 @@ int round_load(const char *plan_path, struct round *r, struct error *err)
 	if (result == 0 && check_plan(r, err) < 0)
 		result = error_prefix(err, "'%s'", plan_path);
 	if (result < 0)
-		round_release(r);
+		release(r);
 	return result;
-}
-
-void round_release(struct round *r)
-{
-	for (int k = 0; k < r->width; k++)
-		cJSON_Delete(r->reports[k].ended);
-	world_release(&r->world);
-	cJSON_Delete(r->plan);
-	cJSON_Delete(r->inputs);
-	free(r->folder);
-	memset(r, 0, sizeof(*r));
 }
 
 /* ---- verdicts --------------------------------------------------------------------------------------------------- */

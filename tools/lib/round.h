@@ -19,9 +19,9 @@ struct round {
 	struct cycle_report reports[WORLD_SLOTS];
 };
 
-/* Plan and world, checked against each other. KM_EXIT_INPUT; *r is then empty. */
+/* Plan and world, checked against each other. KM_EXIT_INPUT; *r is then empty. A process loads one round and keeps it:
+ * freeing a large tree takes longer than changing it. */
 int round_load(const char *plan_path, struct round *r, struct error *err);
-void round_release(struct round *r);
 
 /* Apply the verdicts of all slots; the world's round becomes the plan's. */
 int round_measure(struct round *r, struct error *err);
