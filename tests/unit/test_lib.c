@@ -57,7 +57,6 @@ static void json_is_stricter_than_cjson(void **state)
 	static const char *const bad[] = {
 		"", " ", "{", "{} x", "{\"a\":1,\"a\":2}", "[1e999]", "[-1e999]", "[NaN]", "[Infinity]", "\"\\u0000\"",
 		"\"\xff\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "[1,]", "{\"a\":}", "\"a\nb\"", "[1] [2]", "nul",
-		"\"\\uzzzz\"", "\"\\ud800\"", "\"\\udc00\"", "\"\\ud800\\u0041\"", "\"\\x\"", "\"\\", "[1", "[1,]", "{\"a\"}", "{1:2}", "-", "+1", "1-2", "tru", "[",
 	};
 	struct error err;
 
@@ -131,66 +130,6 @@ static void json_text_survives_a_round_trip(void **state)
 	cJSON_Delete(first);
 	cJSON_Delete(second);
 	buf_release(&b);
-}
-
-/* As json_parse reads it, what a text holds must be what strtod and the standard say. */
-static void json_reads_numbers_and_escapes(void **state)
-{
-	static const char *const numbers[] = { "0", "-0", "12.5", "-0.001", "999999999999999", "9999999999999999", "0.1234567890123456", "31.972600000000003",
-					       "1e300", "-2.5E-7", "123456789012345678901234567890123456789012345678901234567890123456789" };
-	static const char text[] = "\xef\xbb\xbf [\"\\u00e9\\ud83d\\ude00\\/\\b\", \"\"]";
-	struct error err;
-	cJSON *value;
-
-	(void)state;
-	for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++) {
-		value = json_parse(numbers[i], strlen(numbers[i]), &err);
-		assert_non_null(value);
-		assert_true(value->valuedouble == strtod(numbers[i], NULL));
-		cJSON_Delete(value);
-	}
-	value = json_parse(text, strlen(text), &err);
-	assert_non_null(value);
-	assert_string_equal(value->child->valuestring, "\xc3\xa9\xf0\x9f\x98\x80/\b");
-	assert_string_equal(value->child->next->valuestring, "");
-	assert_ptr_equal(value->child->prev, value->child->next);
-	cJSON_Delete(value);
-	assert_null(json_parse("[1, {\"a\": x}]", 13, &err));
-	assert_string_equal(err.text, "cannot parse at byte 10");
-}
-
-/* Keys are shared between trees: a copy, and a member that moved, must outlive the tree they came from. */
-static void json_keys_outlive_their_tree(void **state)
-{
-	struct error err;
-	struct buf text;
-	cJSON *value, *copy, *moved = cJSON_CreateObject(), *member;
-
-	(void)state;
-	buf_init(&text, 1 << 20);
-	buf_puts(&text, "{\"first\": {\"inner\": 1}");
-	for (int i = 0; i < 1000; i++)
-		buf_printf(&text, ", \"key %d\": %d", i, i);
-	buf_puts(&text, "}");
-	value = json_parse(text.data, text.len, &err);
-	assert_non_null(value);
-	copy = cJSON_Duplicate(value, true);
-	member = cJSON_DetachItemViaPointer(value, value->child);
-	cJSON_AddItemToObject(moved, member->string, member);
-	cJSON_Delete(value);
-	assert_true(json_number(json_get(moved, "first"), "inner", 0) == 1);
-	assert_true(json_number(copy, "key 999", 0) == 999);
-	json_remove(copy, "key 3");
-	json_set_number(copy, "first", 2);
-	assert_true(json_number(copy, "first", 0) == 2);
-	buf_clear(&text);
-	json_print_compact(copy, &text);
-	value = json_parse(text.data, text.len, &err);
-	assert_true(cJSON_Compare(value, copy, true));
-	cJSON_Delete(value);
-	cJSON_Delete(copy);
-	cJSON_Delete(moved);
-	buf_release(&text);
 }
 
 static int check_verdict(const char *text, struct error *err)
@@ -343,8 +282,6 @@ int main(void)
 		cmocka_unit_test(json_bounds_depth),
 		cmocka_unit_test(json_numbers_read_back_as_the_same_double),
 		cmocka_unit_test(json_text_survives_a_round_trip),
-		cmocka_unit_test(json_reads_numbers_and_escapes),
-		cmocka_unit_test(json_keys_outlive_their_tree),
 		cmocka_unit_test(schema_names_the_place),
 		cmocka_unit_test(same_bytes_keep_the_inode_and_renew_the_time),
 		cmocka_unit_test(output_is_not_older_than_what_was_read),

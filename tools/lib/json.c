@@ -7,11 +7,12 @@
 #include "version.h"
 
 #include <math.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* cJSON would go on where memory ran out. */
+/* cJSON would report memory that ran out as a text that cannot be parsed. */
 __attribute__((constructor)) static void use_checked_memory(void)
 {
 	cJSON_Hooks hooks = { xmalloc, free };
@@ -20,6 +21,141 @@ __attribute__((constructor)) static void use_checked_memory(void)
 }
 
 /* ---- reading ---------------------------------------------------------------------------------------------------- */
+
+/* How many bytes from s on are ordinary inside a string: ASCII, no quote, no backslash. The text ends with a NUL. */
+static size_t plain_length(const char *s)
+{
+	const char *p = s;
+
+	while ((signed char)*p >= ' ' && *p != '"' && *p != '\\')
+		p++;
+	return (size_t)(p - s);
+}
+
+/* Look at the bytes before cJSON does: what it would accept wrongly, or recurse into too deeply. */
+static int prescan(const char *text, size_t len, struct error *err)
+{
+	bool in_string = false;
+	int depth = 0;
+
+	for (size_t i = 0; i < len;) {
+		size_t n = in_string ? plain_length(text + i) : 0;
+		signed char c;
+
+		if (n) {
+			i += n;
+			continue;
+		}
+		c = (signed char)text[i];
+		n = c > 0 ? 1 : utf8_length((const unsigned char *)text + i, len - i);
+		if (n == 0 || c == 0)
+			return error_set(err, KM_EXIT_INPUT, "%s at byte %zu", c ? "invalid UTF-8" : "NUL", i);
+		if (in_string && c == '\\' && i + 5 < len && memcmp(text + i, "\\u0000", 6) == 0)
+			return error_set(err, KM_EXIT_INPUT, "\\u0000 at byte %zu", i);
+		if (in_string && (unsigned char)c < 0x20)
+			return error_set(err, KM_EXIT_INPUT, "unescaped control character in a string at byte %zu", i);
+		if (in_string && c == '\\')
+			n = i + 1 < len ? 2 : 1;
+		else if (c == '"')
+			in_string = !in_string;
+		else if (!in_string && (c == '{' || c == '[') && ++depth > JSON_MAX_DEPTH)
+			return error_set(err, KM_EXIT_INPUT, "nested deeper than %d at byte %zu", JSON_MAX_DEPTH, i);
+		else if (!in_string && (c == '}' || c == ']'))
+			depth--;
+		i += n;
+	}
+	return 0;
+}
+
+static int compare_keys(const void *a, const void *b)
+{
+	return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+static int check_sorted_keys(const cJSON *object, size_t count, struct error *err)
+{
+	const char **keys = xreallocarray(NULL, count, sizeof(*keys));
+	const cJSON *child;
+	int result = 0;
+
+	count = 0;
+	cJSON_ArrayForEach(child, object)
+		keys[count++] = child->string;
+	qsort(keys, count, sizeof(*keys), compare_keys);
+	for (size_t i = 1; i < count && result == 0; i++)
+		if (strcmp(keys[i - 1], keys[i]) == 0)
+			result = error_set(err, KM_EXIT_INPUT, "duplicate key '%s'", keys[i]);
+	free(keys);
+	return result;
+}
+
+/* Length and first bytes of a key as a number: unequal numbers, unequal keys. */
+static uint64_t key_head(const char *key)
+{
+	size_t len = strlen(key);
+	uint64_t head = 0;
+
+	memcpy(&head, key, len < 7 ? len : 7);
+	return head ^ (uint64_t)len << 56;
+}
+
+static int check_keys(const cJSON *object, struct error *err)
+{
+	uint64_t heads[24];
+	size_t count = 0;
+	const cJSON *child;
+
+	/* Nearly all objects are small, and are compared key by key. */
+	cJSON_ArrayForEach(child, object) {
+		const cJSON *other = object->child;
+
+		if (count == sizeof(heads) / sizeof(heads[0]))
+			break;
+		heads[count] = key_head(child->string);
+		for (size_t i = 0; i < count; i++, other = other->next)
+			if (heads[i] == heads[count] && strcmp(other->string, child->string) == 0)
+				return error_set(err, KM_EXIT_INPUT, "duplicate key '%s'", child->string);
+		count++;
+	}
+	for (; child; child = child->next)
+		count++;
+	return count > sizeof(heads) / sizeof(heads[0]) ? check_sorted_keys(object, count, err) : 0;
+}
+
+/* Duplicate keys and numbers that overflowed. Depth is bounded by the scan before. */
+static int check_values(const cJSON *value, struct error *err)
+{
+	const cJSON *child;
+
+	if (cJSON_IsNumber(value) && !isfinite(value->valuedouble))
+		return error_set(err, KM_EXIT_INPUT, "number out of range%s%s%s", value->string ? " at '" : "", value->string ? value->string : "", value->string ? "'" : "");
+	if (cJSON_IsObject(value) && check_keys(value, err) < 0)
+		return -1;
+	cJSON_ArrayForEach(child, value)
+		if (check_values(child, err) < 0)
+			return -1;
+	return 0;
+}
+
+cJSON *json_parse(const char *text, size_t len, struct error *err)
+{
+	const char *end = text;
+	cJSON *value;
+
+	if (prescan(text, len, err) < 0)
+		return NULL;
+	/* Called with the terminating NUL that cJSON asks for, so that trailing text is refused. */
+	value = cJSON_ParseWithLengthOpts(text, len + 1, &end, true);
+	if (!value) {
+		error_set(err, KM_EXIT_INPUT, "cannot parse at byte %zu", end ? (size_t)(end - text) : 0);
+		return NULL;
+	}
+	if (check_values(value, err) < 0) {
+		cJSON_Delete(value);
+		return NULL;
+	}
+	return value;
+}
 
 cJSON *json_load(const char *path, const char *kind, struct error *err)
 {
@@ -45,14 +181,12 @@ cJSON *json_load(const char *path, const char *kind, struct error *err)
 
 static void print_string(const char *s, struct buf *out)
 {
-	static const bool special[256] = { [0 ... 0x1f] = true, ['"'] = true, ['\\'] = true, [0x7f] = true };
-
 	buf_putc(out, '"');
 	for (;;) {
 		const char *from = s;
 		unsigned char c;
 
-		while (!special[(unsigned char)*s])
+		while ((unsigned char)*s >= 0x20 && *s != '"' && *s != '\\' && *s != 0x7f)
 			s++;
 		buf_add(out, from, (size_t)(s - from));
 		c = (unsigned char)*s++;

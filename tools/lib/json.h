@@ -1,9 +1,8 @@
-/* json.h - the one loader and the one printer of JSON, around cJSON's tree.
+/* json.h - the one loader and the one printer of JSON, over cJSON's tree.
  *
- * Every JSON file and every JSON text from a model or a server comes through json_parse, which builds the tree itself: a
- * world of 20,000 values is read four times a round, and cJSON takes twice as long and accepts more. One value and nothing
- * after it, UTF-8, no NUL, no number outside a double, no duplicate key, at most JSON_MAX_DEPTH levels. Keys are compared
- * exactly, and trees share them: nobody writes into one. Trees are freed with cJSON_Delete.
+ * Every JSON file and every JSON text from a model or a server comes through json_parse, which is stricter than
+ * cJSON: one value and nothing after it, UTF-8, no NUL, no number outside a double, no duplicate key, at most
+ * JSON_MAX_DEPTH levels. Trees are freed with cJSON_Delete. Keys are compared exactly.
  */
 #ifndef KM_JSON_H
 #define KM_JSON_H

@@ -110,44 +110,14 @@ bool parse_long(const char *s, long low, long high, long *value)
 	return true;
 }
 
-size_t decimal_length(const char *s, double *value)
-{
-	static const double powers[] = { 1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15 };
-	const char *first = s + (*s == '-'), *point = NULL, *at = first;
-	long long digits = 0;
-	size_t count;
-
-	for (; (*at >= '0' && *at <= '9') || (*at == '.' && !point); at++) {
-		if (*at == '.')
-			point = at;
-		else if (at - first > 15)
-			return 0;
-		else
-			digits = 10 * digits + (*at - '0');
-	}
-	count = (size_t)(at - first) - (point != NULL);
-	if (count == 0 || count > 15)
-		return 0;
-	*value = (double)digits / powers[point ? at - point - 1 : 0];
-	if (first > s)
-		*value = -*value;
-	return (size_t)(at - s);
-}
-
 bool parse_double(const char *s, double low, double high, double *value)
 {
+	char *end;
 	double v;
-	size_t length = decimal_length(s, &v);
 
-	if (length == 0 || s[length]) {
-		char *end;
-
-		errno = 0;
-		v = strtod(s, &end);
-		if (errno || end == s || *end || !isfinite(v))
-			return false;
-	}
-	if (v < low || v > high)
+	errno = 0;
+	v = strtod(s, &end);
+	if (errno || end == s || *end || !isfinite(v) || v < low || v > high)
 		return false;
 	*value = v;
 	return true;

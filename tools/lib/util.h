@@ -29,10 +29,6 @@ size_t utf8_length(const unsigned char *s, size_t n);
 bool parse_long(const char *s, long low, long high, long *value);
 bool parse_double(const char *s, double low, double high, double *value);
 
-/* Length of the plain decimal number that s starts with ("-12.5": no exponent, no sign but a minus), and its value, the
- * same double as strtod's and much sooner; 0 if there is none, or with more than 15 digits. */
-size_t decimal_length(const char *s, double *value);
-
 /* Seconds on the monotonic clock. */
 double monotonic_seconds(void);
 
