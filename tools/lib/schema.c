@@ -74,21 +74,15 @@ static void add_type(struct rule *rule, const char *name)
 
 static const struct rule *make_rule(struct rules *rules, const cJSON *schema);
 
-/* Equal keys that json_parse has read are mostly one and the same. */
-static bool is_named(const struct member *member, const char *name)
-{
-	return member->name == name || strcmp(member->name, name) == 0;
-}
-
 /* Which member of the rule has this name; count if none has. Documents mostly hold their keys in the order of the schema,
  * so the search starts at `next`. */
 static size_t member_of(const struct rule *rule, const char *name, size_t next)
 {
 	for (size_t i = next; i < rule->count; i++)
-		if (is_named(&rule->members[i], name))
+		if (strcmp(rule->members[i].name, name) == 0)
 			return i;
 	for (size_t i = 0; i < next; i++)
-		if (is_named(&rule->members[i], name))
+		if (strcmp(rule->members[i].name, name) == 0)
 			return i;
 	return rule->count;
 }
