@@ -410,6 +410,25 @@ source_of() {
 	done
 }
 
+@test "a question for new ideas says which open nodes must wait for the cycle of their parent" {
+	make_run 39
+	jq '(.nodes[] | select(.status == "active")) as $active | $active.id as $a
+		| .nodes = [.nodes[0], $active + {parent: "root"}] + [.nodes[1:][] | select(.id != $a)]
+		| reduce (.nodes | to_entries[] | select(.value.status == "open").key) as $i ({world: ., n: 0};
+			.n += 1 | if .n <= 2 then .world.nodes[$i].parent = $a else .world.nodes[$i].status = "pruned" end) | .world' \
+		run/r00002/world.json >world.new && mv world.new run/r00002/world.json
+	"$KM/km-validate" world run/r00002/world.json
+	plan_mode '.slots[0] = {slot: 0, skip: "nothing to do"}'
+	echo '{"skip": "nothing to do"}' >run/r00003/s0/bench.json
+	"$KM/km-update" request --slot 0 --task run/task --prompts run/prompts --model m -o run/r00003/s0/edit-request.json run/r00003/plan.json
+	prompt run/r00003/s0/edit-request.json >shown
+	grep -q '^2 of the open nodes wait: ' shown
+	jq '(.nodes[] | select(.status == "active").id) as $a | (.nodes[] | select(.parent == $a).parent) = "root"' run/r00002/world.json >world.new
+	mv world.new run/r00002/world.json
+	"$KM/km-update" request --slot 0 --task run/task --prompts run/prompts --model m -o run/r00003/s0/edit-request.json run/r00003/plan.json
+	[ "$(prompt run/r00003/s0/edit-request.json | grep -c 'open nodes wait')" = 0 ]
+}
+
 # The lines of the outline in the prompt `shown`.
 outline() { sed -n '/^The tree of intents/,/^The path/p' shown | sed '1,2d; $d'; }
 

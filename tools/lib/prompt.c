@@ -6,6 +6,7 @@
 #include "prompt_parts.h"
 #include "text.h"
 #include "util.h"
+#include "world.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -397,6 +398,30 @@ static void take_frontier(struct parts *parts, const cJSON *world)
 		parts_take(parts, "frontier", xasprintf("%d nodes are open, %d of them with a score above %.1f.\n", f.open, f.promising, PROMPT_THIN_SCORE));
 }
 
+/* Open nodes below one that is being worked on start from the kernel that its cycle ends with, so not before. */
+static void take_waiting(struct parts *parts, const cJSON *world)
+{
+	const char *active[WORLD_SLOTS];
+	int working = 0, waiting = 0;
+	const cJSON *node;
+
+	cJSON_ArrayForEach(node, json_get(world, "nodes"))
+		if (strcmp(json_string(node, "status"), "active") == 0 && working < WORLD_SLOTS)
+			active[working++] = json_string(node, "id");
+	cJSON_ArrayForEach(node, json_get(world, "nodes")) {
+		const char *parent = json_string(node, "parent");
+
+		for (int i = 0; i < working && parent && strcmp(json_string(node, "status"), "open") == 0; i++)
+			waiting += strcmp(active[i], parent) == 0;
+	}
+	if (waiting)
+		parts_take(parts, "waiting",
+			   xasprintf("%d of the open nodes wait: they start from the kernel with which the cycle of their parent will end. "
+				     "What is to be tried at once belongs under the root or below a closed node.\n", waiting));
+	else
+		parts_copy(parts, "waiting", "");
+}
+
 /* The last attempts with their tables, earlier ones as a line each. */
 static int take_trajectory(struct parts *parts, const cJSON *attempts, const char *round_folder, struct error *err)
 {
@@ -506,6 +531,7 @@ cJSON *prompt_edit(const struct prompt_source *source, const cJSON *world, const
 	take_prediction(&parts, node);
 	take_refused(&parts, world);
 	take_frontier(&parts, world);
+	take_waiting(&parts, world);
 	parts_copy(&parts, "outcome", outcome_text(ended));
 	cue = xasprintf("edit/%s/%.0f", id, json_number(ended, "cycle", 1));
 	request = finish(&parts, source, status, "edit.md", cue, err);
@@ -548,6 +574,7 @@ cJSON *prompt_refill(const struct prompt_source *source, const cJSON *world, con
 		status = take_best_code(&parts, world, round_folder, err);
 	take_refused(&parts, world);
 	take_frontier(&parts, world);
+	take_waiting(&parts, world);
 	request = finish(&parts, source, status, "refill.md", cue, err);
 	free(cue);
 	return request;
