@@ -423,10 +423,39 @@ source_of() {
 	"$KM/km-update" request --slot 0 --task run/task --prompts run/prompts --model m -o run/r00003/s0/edit-request.json run/r00003/plan.json
 	prompt run/r00003/s0/edit-request.json >shown
 	grep -q '^2 of the open nodes wait: ' shown
+	# Under the eager policy they need not, once a kernel of the parent has passed.
+	jq '.settings.policy = "eager"' run/r00002/world.json >world.new && mv world.new run/r00002/world.json
+	"$KM/km-update" request --slot 0 --task run/task --prompts run/prompts --model m run/r00003/plan.json | grep -q '"skip"'
+	jq '(.nodes[] | select(.status == "active").cycle) |= (.best = null | .attempts[0] += {status: "TIMEOUT", score: null})' run/r00002/world.json >world.new
+	mv world.new run/r00002/world.json
+	"$KM/km-update" request --slot 0 --task run/task --prompts run/prompts --model m -o run/r00003/s0/edit-request.json run/r00003/plan.json
+	prompt run/r00003/s0/edit-request.json | grep -q '^2 of the open nodes stand below nodes that are being worked on: '
 	jq '(.nodes[] | select(.status == "active").id) as $a | (.nodes[] | select(.parent == $a).parent) = "root"' run/r00002/world.json >world.new
 	mv world.new run/r00002/world.json
 	"$KM/km-update" request --slot 0 --task run/task --prompts run/prompts --model m -o run/r00003/s0/edit-request.json run/r00003/plan.json
 	[ "$(prompt run/r00003/s0/edit-request.json | grep -c 'open nodes wait')" = 0 ]
+}
+
+@test "a parent that is still being worked on is shown as the best so far, with its speed" {
+	local parent
+	make_run 39
+	jq '.settings += {policy: "eager", width: 2} | first(.nodes[] | select(.status == "active")) as $a | .best = null
+		| (.nodes[] | select(.id == $a.parent)) |= (.status = "active" | .solution = null | .attempts = 1 | .cycles = 0 | .failed_cycles = 0 | .cycle = {number: 1,
+			slot: 1, streak_best: 0, streak_parent: 0, best: 1,
+			attempts: [{attempt: 1, round: 1, slot: 0, mode: "new", status: "PASSED", score: 1234, noise: 0.01}]})
+		| (.nodes[] | select(.id == $a.id).cycle) |= (.best = null | .attempts[0] += {status: "TIMEOUT", score: null})' \
+		run/r00002/world.json >world.new && mv world.new run/r00002/world.json
+	"$KM/km-validate" world run/r00002/world.json
+	"$KM/km-plan" -o run/r00003/plan.json run/r00002/world.json
+	parent=$(jq -r '.slots[0].parent.node' run/r00003/plan.json)
+	ask
+	prompt run/r00003/s0/request.json >shown
+	grep -qF "The best kernel so far of the parent, node $parent, which is still being worked on; it has passed." shown
+	grep -q 'kernel of round 1' shown
+	plan_mode '.slots[0] |= (.mode = "improve" | .base = .parent)'
+	ask
+	prompt run/r00003/s0/request.json >shown
+	grep -qF "The parent's speed: 12.3x the baseline's so far, and it is still being worked on." shown
 }
 
 # The lines of the outline in the prompt `shown`.

@@ -129,6 +129,45 @@ goes_on() {
 	[ "$(grep -vc '^-$' active)" -gt 100 ]
 }
 
+@test "500 random trees: the eager policy fills what the default leaves idle, from the parent's best so far" {
+	"$PEERS/random-tree" . 500 60 8 10
+	sed -i 's/"policy": "[a-z]*"/"policy": "default"/' w*.json
+	for w in w*.json; do
+		"$KM/km-plan" "$w"
+	done | jq -c '[.slots[] | .node]' >default
+	sed -i 's/"policy": "default"/"policy": "eager"/' w*.json
+	for w in w*.json; do
+		"$KM/km-plan" "$w"
+	done >plans
+	jq -c -f "$ROOT/tools/jq/select.jq" w*.json >orders
+	jq -c '[.nodes[] | select(.status == "active" and .cycle.best) | {key: .id, value: (.cycle | .best as $b | .attempts[] | select(.attempt == $b)
+		| {attempt, kernel: "../r0000\(.round)/s\(.slot)/kernel.c"})}] | from_entries' w*.json >working
+	jq -c '[.nodes[] | {key: .id, value: .parent}] | from_entries' w*.json >parents
+	run jq -n --slurpfile defaults default --slurpfile plans plans --slurpfile orders orders --slurpfile working working --slurpfile parents parents -c '
+		[range(500) | . as $i | $plans[$i].slots as $slots | [$slots[].node] as $all | [$slots[] | select(.why // "" | startswith("number"))] as $new
+		| $working[$i] as $w | $parents[$i] as $p | {number: $i, early: [$new[] | select($w[$p[.node]])],
+			wrong: ([$new[].node] != $orders[$i][0:($new | length)] or (any($slots[]; .skip) and ($new | length) < ($orders[$i] | length))
+				or any(range(8); $defaults[$i][.] != null and $defaults[$i][.] != $all[.])
+				or ([$all[] | values] | length != (unique | length))
+				or any($new[] | select($w[$p[.node]]); .mode != "new" or .parent != .base or .base.node != $p[.node]
+					or (.base | {attempt, kernel}) != $w[$p[.node]]))}]
+		| [.[] | select(.wrong) | .number], (map(.early | length) | add > 50)'
+	echo "$output"
+	[ "$output" = $'[]\ntrue' ]
+}
+
+@test "1,000 random trees at WIDTH 1: the eager policy plans what the default plans" {
+	"$PEERS/random-tree" . 1000 40 1 10 3
+	for policy in default eager; do
+		sed -i 's/"policy": "[a-z]*"/"policy": "'$policy'"/' w*.json
+		for w in w*.json; do
+			"$KM/km-plan" "$w"
+		done | jq -c 'del(.made_by, .world.sha256)' >$policy
+	done
+	[ "$(wc -l <eager)" -eq 1000 ]
+	cmp default eager
+}
+
 @test "active nodes keep their slots" {
 	"$PEERS/random-tree" . 200 40 3 10 7
 	for w in w*.json; do

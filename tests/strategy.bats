@@ -151,3 +151,52 @@ last_world() {
 	[ "$status" -ne 0 ]
 	[ "$(find "$STATE"/asked-greedy "$STATE"/asked-evolve -name 'ask-*.md' | wc -l)" -eq 2 ]
 }
+
+# Two families and a child of each; later it has no ideas.
+thrifty_model() {
+	cat >"$BATS_TEST_TMPDIR/thrifty" <<-'END'
+		#!/usr/bin/env bash
+		prompt=$(cat)
+		node() {
+			printf '{"op": "insert_node", "as": "%s", "parent": "%s", "action": {"title": "%s", "difficulty_1_to_5": 2, "score_0_to_1": %s}}' "$1" "$2" "$1" "$3"
+		}
+		case $prompt in
+		*"the first tree"*) printf '{"ops": [%s, %s, %s, %s]}' "$(node A root 0.9)" "$(node B root 0.8)" "$(node C '$A' 0.7)" "$(node D '$B' 0.6)" ;;
+		*insert_node*) echo '{"ops": [], "no_child_because": "no idea"}' ;;
+		*) exec "$PEER_MODEL" <<<"$prompt" ;;
+		esac
+	END
+	chmod +x "$BATS_TEST_TMPDIR/thrifty"
+	export PEER_MODEL=$ROOT/tests/peer/model.sh EXEC=$BATS_TEST_TMPDIR/thrifty
+}
+
+@test "POLICY=eager: an idle slot takes a child of an active node, from the best kernel that this has so far" {
+	local policy plan slot before node parent best idle early=0
+	thrifty_model
+	for policy in default eager; do
+		search world WIDTH=3 K=3 EVALS=100 ROUNDS=50 POLICY=$policy
+		[[ $output == *"ended: nothing left to try"* ]]
+		[ "$(jq -c '[.nodes[] | select(.status == "open" or .status == "active")]' "$(last_world world)")" = '[]' ]
+		"$KM/km-validate" plan "$STATE"/world/r*/plan.json
+		"$KM/km-validate" world "$STATE"/world/r*/world.json
+		mv "$STATE/world" "$STATE/$policy"
+	done
+	for plan in "$STATE"/eager/r*/plan.json; do
+		before=$(dirname "$plan")/$(jq -r .world.path "$plan")
+		while read -r slot node; do
+			parent=$(jq -r --arg node "$node" '.nodes[] | select(.id == $node) | .parent' "$before")
+			best=$(jq -r --arg parent "$parent" '.nodes[] | select(.id == $parent and .status == "active").cycle | .best as $b | .attempts[]
+				| select(.attempt == $b) | "../r\("0000\(.round)"[-5:])/s\(.slot)/kernel.c"' "$before")
+			[ -n "$best" ] || continue
+			early=$((early + 1))
+			[ "$(jq -r --argjson slot "$slot" '.slots[$slot].base.kernel' "$plan")" = "$best" ]
+			jq -r '.messages[1].content' "$(dirname "$plan")/s$slot/request.json" >prompt
+			grep -q "^The best kernel so far of the parent, node $parent, which is still being worked on; it has passed" prompt
+			cmp <(sed -n '/^The best kernel so far/,/^# The intent/p' prompt | sed -n '/^```c/,/^```$/p' | sed '1d;$d') "$(dirname "$plan")/$best"
+		done < <(jq -r '.slots[] | select(.mode == "new" and .attempt == 1) | "\(.slot) \(.node)"' "$plan")
+	done
+	[ "$early" -ge 1 ]
+	# The default leaves a slot of round 2 idle.
+	idle=$(jq -r '.slots[2].skip' "$STATE/default/r00002/plan.json")
+	[ "$idle" = "no open node is left for this slot" ]
+}

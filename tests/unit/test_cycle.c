@@ -381,6 +381,48 @@ static void slots_keep_their_nodes(void **state)
 	world_release(&w);
 }
 
+/* POLICY=eager: an idle slot takes a child of an active node, which starts from its parent's best so far and is held
+ * against that for as long as the parent has no solution. */
+static void by_the_eager_policy_children_do_not_wait(void **state)
+{
+	struct world w = first_world(2, 2, "eager");
+	const char *a = insert(&w, "root", "A", 0.8, 2), *b = insert(&w, a, "B", 0.8, 2);
+	cJSON *plan;
+
+	(void)state;
+	plan = plan_of(&w);
+	assert_string_equal(json_string(slot_of(plan, 1), "skip"), "no open node is left for this slot");
+	judge(&w, plan, 0, "TIMEOUT", 0, NULL, NULL);
+	cJSON_Delete(plan);
+	plan = plan_of(&w); /* nothing has passed yet */
+	assert_non_null(json_string(slot_of(plan, 1), "skip"));
+	judge(&w, plan, 0, "PASSED", 100, NULL, NULL);
+	cJSON_Delete(plan);
+	plan = plan_of(&w);
+	assert_string_equal(json_string(slot_of(plan, 0), "mode"), "improve");
+	assert_string_equal(json_string(slot_of(plan, 1), "node"), b);
+	assert_string_equal(json_string(slot_of(plan, 1), "mode"), "new");
+	assert_string_equal(json_string(json_get(slot_of(plan, 1), "base"), "node"), a);
+	assert_string_equal(json_string(json_get(slot_of(plan, 1), "base"), "kernel"), "../r00002/s0/kernel.c");
+	assert_non_null(strstr(json_string(slot_of(plan, 1), "why"), "goes on"));
+	judge(&w, plan, 0, "PASSED", 200, NULL, NULL);
+	assert_null(judge(&w, plan, 1, "PASSED", 150, NULL, NULL)); /* behind the parent's 200: 1 */
+	assert_true(json_number(json_get(node_of(&w, b)->json, "cycle"), "streak_parent", 9) == 1);
+	cJSON_Delete(plan);
+	plan = plan_of(&w);
+	assert_string_equal(json_string(json_get(slot_of(plan, 1), "parent"), "kernel"), "../r00003/s0/kernel.c");
+	judge(&w, plan, 0, "TIMEOUT", 0, NULL, NULL);
+	assert_string_equal(judge(&w, plan, 1, "PASSED", 160, NULL, NULL), "closed"); /* before its parent */
+	cJSON_Delete(plan);
+	insert(&w, b, "C", 0.8, 2);
+	plan = plan_of(&w);
+	assert_string_equal(json_string(json_get(slot_of(plan, 1), "parent"), "node"), b);
+	assert_string_equal(judge(&w, plan, 0, "TIMEOUT", 0, NULL, NULL), "closed");
+	assert_true(json_number(node_solution(node_of(&w, a)), "score", 0) == 200);
+	cJSON_Delete(plan);
+	world_release(&w);
+}
+
 /* A plan from another judgement of the rounds before still counts. */
 static void plans_of_another_world_are_taken_as_they_are(void **state)
 {
@@ -540,6 +582,27 @@ static void an_empty_frontier_asks_and_three_failures_end(void **state)
 	world_release(&w);
 }
 
+/* A slot is idle and no cycle has ended: the default asks for more nodes although one waits below A, eager does not. */
+static void new_nodes_are_asked_for_when_none_can_start(void **state)
+{
+	static const char *const policies[] = { "default", "eager" };
+
+	(void)state;
+	for (int p = 0; p < 2; p++) {
+		struct round r = { .world = first_world(2, 9, policies[p]), .samples = 1, .width = 2 };
+		const char *a = insert(&r.world, "root", "A", 0.8, 2);
+
+		insert(&r.world, a, "B", 0.8, 2);
+		r.plan = plan_of(&r.world);
+		judge(&r.world, r.plan, 0, "PASSED", 100, NULL, NULL);
+		assert_int_equal(round_asks(&r, 0), p ? ROUND_ASKS_NOTHING : ROUND_ASKS_REFILL);
+		answer(&r.world, "refill/1", "answered", "{\"ops\": []}");
+		assert_int_equal(world_number(&r.world, "refills_failed"), 1);
+		cJSON_Delete(r.plan);
+		world_release(&r.world);
+	}
+}
+
 static void an_unrecorded_refill_ends_a_replay(void **state)
 {
 	struct world w = first_world(1, 9, "default");
@@ -665,7 +728,7 @@ static void random_searches_stay_sound_and_end(void **state)
 	(void)state;
 	for (int seed = 0; seed < 200; seed++) {
 		int width = 1 + (int)dice(4);
-		struct world w = first_world(width, 1 + (int)dice(4), dice(2) ? "paper" : "default");
+		struct world w = first_world(width, 1 + (int)dice(4), ((const char *[]){ "paper", "default", "eager" })[dice(3)]);
 
 		random_reply(&w, 0, "init/0", -1);
 		while (random_round(&w, width))
@@ -756,6 +819,8 @@ int main(void)
 		cmocka_unit_test(a_best_of_the_same_round_is_beaten_by_score),
 		cmocka_unit_test(the_same_code_twice_in_a_round_is_a_duplicate),
 		cmocka_unit_test(slots_keep_their_nodes),
+		cmocka_unit_test(by_the_eager_policy_children_do_not_wait),
+		cmocka_unit_test(new_nodes_are_asked_for_when_none_can_start),
 		cmocka_unit_test(plans_of_another_world_are_taken_as_they_are),
 		cmocka_unit_test(limits_end_the_search),
 		cmocka_unit_test(few_evaluations_go_to_open_cycles_first),

@@ -207,6 +207,42 @@ static void the_frontier_is_ordered(void **state)
 	world_release(&w);
 }
 
+static void by_the_eager_policy_what_waits_comes_last(void **state)
+{
+	static const char *const wanted[][4] = { { "B", "solved below", NULL }, { "B", "solved below", "early", "early, gated" } };
+	static const char *const policies[] = { "default", "eager" };
+
+	(void)state;
+	for (int p = 0; p < 2; p++) {
+		struct world w = first_world(3, 3, policies[p]);
+		const char *a = insert(&w, "root", "A", 0.5, 2), *c, *d;
+		size_t count;
+		long *order;
+
+		insert(&w, "root", "B", 0.3, 2);
+		insert(&w, a, "early, gated", 1, 5);
+		insert(&w, a, "early", 0.9, 2);
+		c = insert(&w, "root", "C", 0.5, 2);
+		insert(&w, c, "nothing passed above", 1, 1);
+		d = insert(&w, "root", "D", 0.5, 2);
+		insert(&w, d, "solved below", 0.1, 2);
+		world_set_status(&w, world_find(&w, a), NODE_ACTIVE);
+		json_set(node_of(&w, a)->json, "cycle", cycle(0, "1", "{\"attempt\": 1, \"round\": 0, \"slot\": 0, \"mode\": \"new\", \"status\": \"PASSED\", \"score\": 2}"));
+		world_set_status(&w, world_find(&w, c), NODE_ACTIVE);
+		json_set(node_of(&w, c)->json, "cycle", cycle(1, "null", "{\"attempt\": 1, \"round\": 0, \"slot\": 0, \"mode\": \"new\", \"status\": \"TIMEOUT\", \"score\": null}"));
+		world_set_status(&w, world_find(&w, d), NODE_CLOSED);
+		json_set(node_of(&w, d)->json, "solution", cJSON_CreateObject());
+		order = select_frontier(&w, &count);
+		assert_int_equal(count, p ? 4 : 2);
+		for (size_t i = 0; i < count; i++)
+			assert_string_equal(node_title(&w.nodes[order[i]]), wanted[p][i]);
+		assert_int_equal(select_reachable(&w, 3), p);
+		assert_false(select_reachable(&w, world_find(&w, c) + 1));
+		free(order);
+		world_release(&w);
+	}
+}
+
 static void refusals_are_kept_to_the_latest(void **state)
 {
 	struct world w = first_world(1, 3, "default");
@@ -234,6 +270,7 @@ int main(void)
 		cmocka_unit_test(deep_trees_cost_no_stack),
 		cmocka_unit_test(a_walk_stays_in_its_subtree),
 		cmocka_unit_test(the_frontier_is_ordered),
+		cmocka_unit_test(by_the_eager_policy_what_waits_comes_last),
 		cmocka_unit_test(refusals_are_kept_to_the_latest),
 	};
 

@@ -182,16 +182,6 @@ static cJSON *start_cycle(struct measured *m)
 	return cycle;
 }
 
-static const cJSON *attempt_of(const cJSON *cycle, double number)
-{
-	const cJSON *attempt;
-
-	cJSON_ArrayForEach(attempt, json_get(cycle, "attempts"))
-		if (json_number(attempt, "attempt", 0) == number)
-			return attempt;
-	return NULL;
-}
-
 static void count(cJSON *object, const char *key, bool reset)
 {
 	json_set_number(object, key, reset ? 0 : json_number(object, key, 0) + 1);
@@ -202,7 +192,7 @@ static void count(cJSON *object, const char *key, bool reset)
 static void update_streaks(const struct measured *m, cJSON *cycle)
 {
 	const struct node *node = &m->w->nodes[m->node], *above = &m->w->nodes[node->parent];
-	const cJSON *best = attempt_of(cycle, json_number(cycle, "best", 0)), *parent = node_solution(above);
+	const cJSON *best = cycle_attempt(cycle, json_number(cycle, "best", 0)), *parent = world_start(m->w, node->parent);
 	bool first_of_all = !world_is_paper(m->w) && is_best(m);
 	bool gain = m->passed && (!best || first_of_all || gains_over(m, node->id, best));
 
@@ -271,7 +261,7 @@ static bool holds_best(const struct measured *m, const cJSON *cycle)
 	const cJSON *best = json_get(m->w->document, "best");
 	const char *node = json_string(best, "node");
 
-	return node && strcmp(node, m->w->nodes[m->node].id) == 0 && attempt_of(cycle, json_number(best, "attempt", 0));
+	return node && strcmp(node, m->w->nodes[m->node].id) == 0 && cycle_attempt(cycle, json_number(best, "attempt", 0));
 }
 
 /* End the node's cycle. A cycle without any attempt (the first was not recorded) leaves no trace and no edit call. */
@@ -279,7 +269,7 @@ static cJSON *end_cycle(struct measured *m)
 {
 	bool unrecorded = strcmp(m->status, "UNRECORDED") == 0, brought_best;
 	cJSON *json = m->w->nodes[m->node].json, *cycle = cJSON_DetachItemFromObjectCaseSensitive(json, "cycle"), *ended;
-	const cJSON *best = attempt_of(cycle, json_number(cycle, "best", 0));
+	const cJSON *best = cycle_attempt(cycle, json_number(cycle, "best", 0));
 	const char *outcome = best ? close_node(m, best) : unrecorded ? set_aside(m) : fail_node(m, cycle);
 
 	brought_best = holds_best(m, cycle);

@@ -9,9 +9,10 @@
  * by default, where b was measured in turns against a itself (the plan's best), that verdict decides, and the world's
  * new best is a gain over its cycle's best and over its parent.
  * Streaks: attempts in a row without a new cycle best; and, once one has passed and the parent has a score, attempts in
- * a row without a gain over the parent. Either reaching K ends the cycle. If one has passed, the cycle's best closes the
- * node, even if slower than the parent. If none has, the node is open again with one more failed cycle, and by default
- * V is halved, and at two failed cycles the node is pruned with what is open below it (revive_node brings it back).
+ * a row without a gain over the parent (under POLICY=eager over the best so far of one whose cycle is open). Either
+ * reaching K ends the cycle. If one has passed, the cycle's best closes the node, even if slower than the parent. If none
+ * has, the node is open again with one more failed cycle, and by default V is halved, and at two failed cycles the node
+ * is pruned with what is open below it (revive_node brings it back).
  * Under a strategy whose nodes are one attempt each (strategy.h) every attempt ends its cycle: a pass closes the node, and
  * anything else prunes it and is kept as the node's "failure".
  * The world's best: the first that passes; then a kernel that bench.json calls "better" than the best of the plan; if

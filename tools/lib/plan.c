@@ -71,7 +71,7 @@ static cJSON *slot_start(const struct world *w, int k, const struct node *node, 
 	json_set_number(slot, "attempt", json_number(node->json, "attempts", 0) + 1);
 	json_set_number(slot, "cycle", json_number(node->json, "cycles", 0) + 1);
 	json_set_number(slot, "cycle_attempt", cycle_attempt);
-	json_set(slot, "parent", kernel_of_solution(w, node_solution(&w->nodes[node->parent])));
+	json_set(slot, "parent", kernel_of_attempt(w, &w->nodes[node->parent], world_start(w, node->parent)));
 	return slot;
 }
 
@@ -86,7 +86,7 @@ static void slot_finish(cJSON *slot, cJSON *base, cJSON *last, char *why)
 /* The next attempt of a cycle that is open. */
 static cJSON *slot_continue(const struct world *w, int k, const struct node *node)
 {
-	const cJSON *cycle = json_get(node->json, "cycle"), *attempt, *last = NULL, *code = NULL, *best = NULL;
+	const cJSON *cycle = json_get(node->json, "cycle"), *attempt, *last = NULL, *code = NULL, *best;
 	double best_number = json_number(cycle, "best", 0), count = 0;
 	cJSON *slot;
 
@@ -95,9 +95,8 @@ static cJSON *slot_continue(const struct world *w, int k, const struct node *nod
 		count++;
 		if (strcmp(json_string(attempt, "status"), "NO_CODE") != 0)
 			code = attempt;
-		if (best_number > 0 && json_number(attempt, "attempt", 0) == best_number)
-			best = attempt;
 	}
+	best = cycle_attempt(cycle, best_number);
 	slot = slot_start(w, k, node, best ? "improve" : code ? "debug" : "new", count + 1);
 	if (best)
 		slot_finish(slot, kernel_of_attempt(w, node, best), kernel_of_attempt(w, node, last),
@@ -148,11 +147,13 @@ static cJSON *slot_new(const struct planner *p, int k)
 	const struct node *node = &p->w->nodes[p->frontier[p->next]];
 	const cJSON *action = json_get(node->json, "action");
 	double difficulty = json_number(action, "difficulty_1_to_5", 0);
+	bool early = p->w->nodes[node->parent].status == NODE_ACTIVE;
 	cJSON *slot = slot_start(p->w, k, node, "new", 1);
 
 	slot_finish(slot, cJSON_Duplicate(json_get(slot, "parent"), true), cJSON_CreateNull(),
-		    xasprintf("number %zu of %zu in the frontier: V %.2f, difficulty %g%s", p->next + 1, p->count, json_number(action, "score_0_to_1", 0), difficulty,
-			      difficulty > WORLD_GATE ? ", above the gate, nothing else is left" : ""));
+		    xasprintf("number %zu of %zu in the frontier: V %.2f, difficulty %g%s%s", p->next + 1, p->count, json_number(action, "score_0_to_1", 0), difficulty,
+			      difficulty > WORLD_GATE ? ", above the gate, nothing else is left" : "",
+			      early ? "; its parent's cycle goes on, the slot would be idle" : ""));
 	return slot;
 }
 

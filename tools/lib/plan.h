@@ -7,6 +7,7 @@
  *   base: the code to start from. new: the parent's solution; debug: the last attempt that had code; improve: the best
  *         of the cycle. While no attempt of a cycle had any code the mode stays "new".
  *   last: the last attempt of this cycle, whatever came of it. parent: the parent's solution. null where there is none.
+ * Under POLICY=eager the best so far of a parent whose cycle is open stands for its solution.
  * Under a strategy whose nodes are one attempt each the mode is the strategy's own (strategy.h), last is the failed
  * attempt to learn from, and others are the inspirations of evolve.
  */

@@ -91,8 +91,13 @@ static int take_kernel(struct parts *parts, const cJSON *kernel, const char *rou
 	return status;
 }
 
+static bool is_active(const cJSON *node)
+{
+	return node && strcmp(json_string(node, "status"), "active") == 0;
+}
+
 /* The value parent: the parent's kernel and verdict, or that there is none. */
-static int take_parent(struct parts *parts, const cJSON *parent, const char *round_folder, struct error *err)
+static int take_parent(struct parts *parts, const cJSON *world, const cJSON *parent, const char *round_folder, struct error *err)
 {
 	struct files files;
 	struct buf b;
@@ -101,7 +106,9 @@ static int take_parent(struct parts *parts, const cJSON *parent, const char *rou
 	buf_init(&b, JSON_MAX_BYTES);
 	if (cJSON_IsObject(parent)) {
 		files = planned_files(parent, round_folder);
-		buf_printf(&b, "The kernel of the parent, node %s; it has passed.\n\n", json_string(parent, "node"));
+		buf_printf(&b, is_active(outline_find(world, json_string(parent, "node"))) ?
+			   "The best kernel so far of the parent, node %s, which is still being worked on; it has passed.\n\n" :
+			   "The kernel of the parent, node %s; it has passed.\n\n", json_string(parent, "node"));
 		status = evidence_code(files.kernel, parts_language(parts), &b, err);
 		buf_putc(&b, '\n');
 		if (status == 0)
@@ -249,9 +256,9 @@ static int take_inspirations(struct parts *parts, const cJSON *others, const cha
 }
 
 /* The modes of the strategies that have no tree: the kernel to change, what went wrong with its last change, others. */
-static int take_kernels_single(struct parts *parts, const cJSON *s, const char *round_folder, struct error *err)
+static int take_kernels_single(struct parts *parts, const cJSON *world, const cJSON *s, const char *round_folder, struct error *err)
 {
-	int status = take_parent(parts, json_get(s, "parent"), round_folder, err);
+	int status = take_parent(parts, world, json_get(s, "parent"), round_folder, err);
 
 	if (status == 0)
 		status = take_kernel(parts, json_get(s, "last"), round_folder, "last_code", "last_evidence", "The last change of it passed, or there was none.", err);
@@ -260,16 +267,16 @@ static int take_kernels_single(struct parts *parts, const cJSON *s, const char *
 
 /* The kernels that a mode shows: the parent's always, the last attempt's when something went before, and the cycle's
  * best when there is one to improve. Two kernels at most. */
-static int take_kernels(struct parts *parts, const cJSON *s, const char *round_folder, struct error *err)
+static int take_kernels(struct parts *parts, const cJSON *world, const cJSON *s, const char *round_folder, struct error *err)
 {
 	const cJSON *parent = json_get(s, "parent"), *base = json_get(s, "base"), *last = json_get(s, "last");
 	const char *mode = json_string(s, "mode");
 	int status = 0;
 
 	if (strcmp(mode, "sample") == 0 || strcmp(mode, "climb") == 0 || strcmp(mode, "evolve") == 0)
-		return take_kernels_single(parts, s, round_folder, err);
+		return take_kernels_single(parts, world, s, round_folder, err);
 	if (strcmp(mode, "improve") != 0)
-		status = take_parent(parts, parent, round_folder, err);
+		status = take_parent(parts, world, parent, round_folder, err);
 	if (status == 0 && strcmp(mode, "debug") == 0)
 		status = take_kernel(parts, last, round_folder, "last_code", "last_evidence", "The last attempt left no code.", err);
 	if (status == 0 && strcmp(mode, "improve") == 0)
@@ -280,16 +287,19 @@ static int take_kernels(struct parts *parts, const cJSON *s, const char *round_f
 	return status;
 }
 
-static void take_parent_factor(struct parts *parts, const cJSON *world, const cJSON *node)
+/* Of the kernel that the plan calls the parent. */
+static void take_parent_factor(struct parts *parts, const cJSON *world, const cJSON *node, const cJSON *planned)
 {
 	const cJSON *parent = json_string(node, "parent") ? outline_find(world, json_string(node, "parent")) : NULL;
-	double score = json_number(json_get(parent, "solution"), "score", -1);
+	bool early = is_active(parent) && cJSON_IsObject(planned);
+	const cJSON *start = early ? cycle_attempt(json_get(parent, "cycle"), json_number(planned, "attempt", 0)) : json_get(parent, "solution");
+	double score = json_number(start, "score", -1);
 	struct buf b;
 
 	buf_init(&b, 100);
 	if (score >= 0) {
 		outline_factor(score / 100, &b);
-		buf_puts(&b, " the baseline's");
+		buf_puts(&b, early ? " the baseline's so far, and it is still being worked on" : " the baseline's");
 	} else {
 		buf_puts(&b, "there is no parent kernel, the parent is the task itself");
 	}
@@ -318,8 +328,8 @@ cJSON *prompt_code(const struct prompt_source *source, const cJSON *world, const
 	if (status == 0)
 		status = take_node(&parts, world, node, err);
 	if (status == 0)
-		status = take_kernels(&parts, s, round_folder, err);
-	take_parent_factor(&parts, world, node);
+		status = take_kernels(&parts, world, s, round_folder, err);
+	take_parent_factor(&parts, world, node, json_get(s, "parent"));
 	take_attempts(&parts, json_get(json_get(node, "cycle"), "attempts"));
 	take_number(&parts, "cycle_attempt", json_number(s, "cycle_attempt", 1));
 	take_number(&parts, "k", json_number(json_get(world, "settings"), "k", 1));
@@ -398,15 +408,17 @@ static void take_frontier(struct parts *parts, const cJSON *world)
 		parts_take(parts, "frontier", xasprintf("%d nodes are open, %d of them with a score above %.1f.\n", f.open, f.promising, PROMPT_THIN_SCORE));
 }
 
-/* Open nodes below one that is being worked on start from the kernel that its cycle ends with, so not before. */
+/* Open nodes below one that is being worked on start from the kernel that its cycle ends with, so not before; under
+ * POLICY=eager before, but last. */
 static void take_waiting(struct parts *parts, const cJSON *world)
 {
 	const char *active[WORLD_SLOTS];
+	bool eager = strcmp(json_string(json_get(world, "settings"), "policy"), "eager") == 0;
 	int working = 0, waiting = 0;
 	const cJSON *node;
 
 	cJSON_ArrayForEach(node, json_get(world, "nodes"))
-		if (strcmp(json_string(node, "status"), "active") == 0 && working < WORLD_SLOTS)
+		if (is_active(node) && working < WORLD_SLOTS)
 			active[working++] = json_string(node, "id");
 	cJSON_ArrayForEach(node, json_get(world, "nodes")) {
 		const char *parent = json_string(node, "parent");
@@ -414,7 +426,11 @@ static void take_waiting(struct parts *parts, const cJSON *world)
 		for (int i = 0; i < working && parent && strcmp(json_string(node, "status"), "open") == 0; i++)
 			waiting += strcmp(active[i], parent) == 0;
 	}
-	if (waiting)
+	if (waiting && eager)
+		parts_take(parts, "waiting",
+			   xasprintf("%d of the open nodes stand below nodes that are being worked on: they are tried when nothing else is left for a slot "
+				     "and a kernel of their parent has passed. What is to be tried first belongs under the root or below a closed node.\n", waiting));
+	else if (waiting)
 		parts_take(parts, "waiting",
 			   xasprintf("%d of the open nodes wait: they start from the kernel with which the cycle of their parent will end. "
 				     "What is to be tried at once belongs under the root or below a closed node.\n", waiting));

@@ -8,7 +8,7 @@
 
 struct candidate {
 	long index;
-	bool gated;
+	bool early, gated;
 	double score, difficulty, rating;
 	const char *id;
 };
@@ -21,8 +21,10 @@ static int ascending(double a, double b)
 static int compare(const void *x, const void *y)
 {
 	const struct candidate *a = x, *b = y;
-	int order = a->gated - b->gated;
+	int order = a->early - b->early;
 
+	if (order == 0)
+		order = a->gated - b->gated;
 	if (order == 0)
 		order = ascending(b->score, a->score);
 	if (order == 0)
@@ -34,12 +36,9 @@ static int compare(const void *x, const void *y)
 
 bool select_reachable(const struct world *w, long i)
 {
-	const struct node *node = &w->nodes[i], *parent;
+	const struct node *node = &w->nodes[i];
 
-	if (node->status != NODE_OPEN || node->parent < 0)
-		return false;
-	parent = &w->nodes[node->parent];
-	return parent->parent < 0 || node_solution(parent);
+	return node->status == NODE_OPEN && node->parent >= 0 && (node->parent == 0 || world_start(w, node->parent));
 }
 
 long *select_frontier(const struct world *w, size_t *count)
@@ -62,6 +61,7 @@ long *select_frontier(const struct world *w, size_t *count)
 		c->difficulty = json_number(action, "difficulty_1_to_5", 0);
 		c->rating = json_number(node->json, "overall_rating_0_to_10", 0);
 		c->gated = c->difficulty > WORLD_GATE;
+		c->early = w->nodes[node->parent].status == NODE_ACTIVE;
 		n++;
 	}
 	qsort(all, n, sizeof(*all), compare);

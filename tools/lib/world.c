@@ -41,6 +41,24 @@ const cJSON *node_solution(const struct node *node)
 	return cJSON_IsObject(solution) ? solution : NULL;
 }
 
+const cJSON *cycle_attempt(const cJSON *cycle, double number)
+{
+	const cJSON *attempt;
+
+	cJSON_ArrayForEach(attempt, json_get(cycle, "attempts"))
+		if (json_number(attempt, "attempt", 0) == number)
+			return attempt;
+	return NULL;
+}
+
+const cJSON *world_start(const struct world *w, long i)
+{
+	const struct node *node = &w->nodes[i];
+	const cJSON *cycle = json_get(node->json, "cycle");
+
+	return world_is_eager(w) && node->status == NODE_ACTIVE ? cycle_attempt(cycle, json_number(cycle, "best", 0)) : node_solution(node);
+}
+
 /* Place in by_id of an id, or where it would be put. */
 static size_t place_of(const struct world *w, size_t count, const char *id, bool *found)
 {
@@ -336,9 +354,19 @@ int world_samples(const struct world *w)
 	return (int)json_number(json_get(w->document, "settings"), "samples", 1);
 }
 
+static bool has_policy(const struct world *w, const char *name)
+{
+	return strcmp(json_string(json_get(w->document, "settings"), "policy"), name) == 0;
+}
+
 bool world_is_paper(const struct world *w)
 {
-	return strcmp(json_string(json_get(w->document, "settings"), "policy"), "paper") == 0;
+	return has_policy(w, "paper");
+}
+
+bool world_is_eager(const struct world *w)
+{
+	return has_policy(w, "eager");
 }
 
 /* ---- changing --------------------------------------------------------------------------------------------------- */

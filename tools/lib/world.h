@@ -75,6 +75,13 @@ const char *node_title(const struct node *node);
 /* The node's solution object, or NULL. */
 const cJSON *node_solution(const struct node *node);
 
+/* The attempt of that number in a cycle, or NULL. */
+const cJSON *cycle_attempt(const cJSON *cycle, double number);
+
+/* What the children of this node start from and are compared with: its solution; under POLICY=eager, while its cycle is
+ * open, the best attempt of that. Both have attempt, round, slot, score and noise. NULL if there is neither. */
+const cJSON *world_start(const struct world *w, long i);
+
 /* True if i is `ancestor` or lies below it. */
 bool world_below(const struct world *w, long i, long ancestor);
 
@@ -86,6 +93,7 @@ long world_number(const struct world *w, const char *key);
 void world_count(struct world *w, const char *key, long add);
 int world_samples(const struct world *w); /* settings.samples: slots that share a node and an attempt; 1 by default */
 bool world_is_paper(const struct world *w); /* settings.policy is "paper" */
+bool world_is_eager(const struct world *w); /* settings.policy is "eager" */
 
 /* Log a refused operation; keeps the latest WORLD_REFUSED. Texts are cut to one line of 200 and 400 bytes. */
 void world_refuse(struct world *w, int slot, const char *op, const char *reason);
