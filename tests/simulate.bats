@@ -19,6 +19,17 @@ load helpers
 			END { exit n != 5 }'
 }
 
+@test "planned ahead, the eager policy differs from the default in wide searches only, and rounds can be counted" {
+	local width
+	for width in 1 8; do
+		"$KM/km-simulate" --runs 10 --rounds 16 --ahead 2 --width $width --insight 0.5 --searches world:eager,world:default >"$BATS_TEST_TMPDIR/$width"
+		[[ $(head -n 1 "$BATS_TEST_TMPDIR/$width") == *$'% at 2\t% at 4\t% at 8\t% at 16\t'* ]]
+		tail -n +2 "$BATS_TEST_TMPDIR/$width" | cut -f 3-6 >"$BATS_TEST_TMPDIR/$width.shares"
+	done
+	[ "$(sort -u "$BATS_TEST_TMPDIR/1.shares" | wc -l)" -eq 1 ]
+	[ "$(sort -u "$BATS_TEST_TMPDIR/8.shares" | wc -l)" -eq 2 ]
+}
+
 @test "WIDTH and SAMPLES are played too" {
 	run "$KM/km-simulate" --runs 3 --evals 40 --width 3 --samples 2 --searches world,evolve --insight 0.5
 	[ "$status" -eq 0 ]
@@ -27,7 +38,7 @@ load helpers
 
 @test "wrong use is exit 2" {
 	local arguments
-	for arguments in "--insight 2" "--searches fast" "--runs 0" "--evals 3" "--width 64 --samples 2" "x"; do
+	for arguments in "--insight 2" "--searches fast" "--runs 0" "--evals 3" "--rounds 7" "--ahead 5" "--width 64 --samples 2" "x"; do
 		# shellcheck disable=SC2086
 		run "$KM/km-simulate" $arguments
 		[ "$status" -eq 2 ]

@@ -8,6 +8,7 @@
 #include "cli.h"
 #include "json.h"
 #include "landscape.h"
+#include "ops.h"
 #include "plan.h"
 #include "strategy.h"
 #include "util.h"
@@ -25,12 +26,14 @@ static const char usage[] =
 	"\n"
 	"      --runs N          landscapes, the same ones for all (default 300)\n"
 	"      --evals N         evaluations of each search; shown at 1/8, 1/4, 1/2 and all of them (default 120)\n"
+	"      --rounds N        rounds of each search, instead of evaluations\n"
 	"      --searches LIST   STRATEGY or STRATEGY:POLICY, with commas\n"
 	"                        (default world:default,world:paper,evolve,greedy,best-of-n)\n"
 	"      --insight LIST    how well the model sees what an action brings, 0 to 1 (default 0,0.3,0.6,0.9)\n"
 	"      --noise X         relative noise of a measurement (default 0.01)\n"
 	"      --width N         slots of a round (default 1)\n"
 	"      --samples N       samples of an attempt (default 1)\n"
+	"      --ahead N         nodes of a first tree or a refill that are put below nodes without a kernel (default 0)\n"
 	"      --k N             attempts without progress that end a cycle (default 5)\n"
 	"      --seed N          of landscapes and models (default 1)\n"
 	"  -h, --help            show this help\n"
@@ -39,7 +42,7 @@ static const char usage[] =
 enum { MOST = 16, POINTS = 4 };
 
 struct options {
-	long runs, evals, width, samples, k, seed;
+	long runs, evals, rounds, width, samples, k, ahead, seed; /* rounds: 0 if evaluations are counted */
 	double noise, insights[MOST];
 	int insight_count, search_count;
 	char *searches[MOST]; /* STRATEGY or STRATEGY:POLICY */
@@ -51,8 +54,14 @@ struct search {
 	const struct options *options;
 	struct writer writer;
 	struct world world;
-	double shares[POINTS]; /* of the possible logarithm, at 1/8, 1/4, 1/2 and all of the evaluations */
+	double shares[POINTS]; /* of the possible logarithm, at 1/8, 1/4, 1/2 and all of the evaluations or rounds */
 };
+
+/* Where a search has come to when it is at point i. */
+static long point(const struct options *o, int i)
+{
+	return (o->rounds ? o->rounds : o->evals) >> (POINTS - 1 - i);
+}
 
 static cJSON *run_document(const struct options *o, const char *search)
 {
@@ -121,8 +130,8 @@ static bool play_round(struct search *s)
 	struct round r = { .samples = (int)s->options->samples, .width = (int)(s->options->width * s->options->samples) };
 	struct error err;
 
-	limits.evals = s->options->evals;
-	limits.rounds = 20 * s->options->evals;
+	limits.evals = s->options->rounds ? -1 : s->options->evals;
+	limits.rounds = s->options->rounds ? s->options->rounds : 20 * s->options->evals;
 	r.plan = plan_make(&s->world, "", &limits, &spent, &err);
 	if (!r.plan && err.code != KM_EXIT_ENDED)
 		die_error(&err);
@@ -143,10 +152,10 @@ static void note_share(struct search *s)
 {
 	const struct program *best = writer_program(&s->writer, json_get(s->world.document, "best"));
 	double share = best ? landscape_speed(s->writer.landscape, best) / s->writer.landscape->optimum : 0;
-	long done = world_number(&s->world, "evaluations");
+	long done = world_number(&s->world, s->options->rounds ? "round" : "evaluations");
 
 	for (int i = 0; i < POINTS; i++)
-		if (done <= s->options->evals >> (POINTS - 1 - i))
+		if (done <= point(s->options, i))
 			s->shares[i] = share;
 }
 
@@ -157,6 +166,7 @@ static void run_search(struct search *s, const struct landscape *l, const char *
 
 	memset(s->shares, 0, sizeof(s->shares));
 	writer_init(&s->writer, l, insight, (uint64_t)s->options->seed * 1000003 + (uint64_t)number);
+	s->writer.ahead = (int)s->options->ahead;
 	if (world_first(&s->world, run, &err) < 0)
 		die_error(&err);
 	if (!strategy_is_single(&s->world)) {
@@ -214,7 +224,7 @@ static void print_table(const struct options *o)
 	}
 	printf("insight\tsearch");
 	for (int p = 0; p < POINTS; p++)
-		printf("\t%% at %ld", o->evals >> (POINTS - 1 - p));
+		printf("\t%% at %ld", point(o, p));
 	printf("\t%s minus it\n", o->searches[0]);
 	for (int i = 0; i < o->insight_count; i++)
 		for (int k = 0; k < o->search_count; k++) {
@@ -229,7 +239,7 @@ static void print_table(const struct options *o)
 
 static void check_search(const char *search)
 {
-	static const char *const known[] = { "world", "world:default", "world:paper", "evolve", "greedy", "best-of-n" };
+	static const char *const known[] = { "world", "world:default", "world:eager", "world:paper", "evolve", "greedy", "best-of-n" };
 
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
 		if (strcmp(search, known[i]) == 0)
@@ -285,6 +295,8 @@ static void parse_option(struct options *o, int c, const char *name)
 	switch (c) {
 	case 'r': o->runs = whole(name, optarg, 1, 1000000); break;
 	case 'e': o->evals = whole(name, optarg, 8, 4000); break;
+	case 'R': o->rounds = whole(name, optarg, 8, 4000); break;
+	case 'A': o->ahead = whole(name, optarg, 0, OPS_NEW_FIRST / 2); break;
 	case 'l': parse_searches(o, optarg); break;
 	case 'i': parse_insights(o, optarg); break;
 	case 'w': o->width = whole(name, optarg, 1, WORLD_SLOTS); break;
@@ -307,6 +319,7 @@ int main(int argc, char **argv)
 		{ "runs", required_argument, NULL, 'r' }, { "evals", required_argument, NULL, 'e' }, { "searches", required_argument, NULL, 'l' },
 		{ "insight", required_argument, NULL, 'i' }, { "width", required_argument, NULL, 'w' }, { "samples", required_argument, NULL, 'a' },
 		{ "k", required_argument, NULL, 'k' }, { "seed", required_argument, NULL, 's' }, { "noise", required_argument, NULL, 'n' },
+		{ "rounds", required_argument, NULL, 'R' }, { "ahead", required_argument, NULL, 'A' },
 		{ "help", no_argument, NULL, 'h' }, { "version", no_argument, NULL, 'V' }, { NULL, 0, NULL, 0 },
 	};
 	struct options o = { .runs = 300, .evals = 120, .width = 1, .samples = 1, .k = 5, .seed = 1, .noise = 0.01 };

@@ -319,6 +319,7 @@ static void write_intent(struct writer *m, const struct round *r, const cJSON *s
 		begin_family(m, p, family, strcmp(mode, "debug") == 0);
 	} else {
 		*p = *parent;
+		p->began = landscape_speed(m->landscape, parent);
 		apply_action(m, p, action, strcmp(mode, "debug") == 0);
 	}
 }
@@ -471,9 +472,68 @@ static int add_families(const struct writer *m, const struct world *w, int most,
 
 	for (int f = 0; f < LANDSCAPE_FAMILIES && added < most; f++)
 		if (!has_child(w, 0, f, -1)) {
-			cJSON_AddItemToArray(ops, insert_op(m, w, "root", NULL, f, -1));
+			cJSON *op = insert_op(m, w, "root", NULL, f, -1);
+
+			json_set_string(op, "as", json_string(json_get(op, "action"), "title"));
+			cJSON_AddItemToArray(ops, op);
 			added++;
 		}
+	return added;
+}
+
+/* Is this action that of the node or of one above it? */
+static bool on_path(const struct world *w, long node, int action)
+{
+	for (; node > 0; node = w->nodes[node].parent) {
+		int f, a;
+
+		read_intent(node_title(&w->nodes[node]), &f, &a);
+		if (a == action)
+			return true;
+	}
+	return false;
+}
+
+/* The most promising action below a node without a kernel to look at, if it has not been put there. `under` names the
+ * node in the reply; its index is 0 if it is to come by the same reply. */
+static int add_unseen(const struct writer *m, const struct world *w, const char *under, long node, int family, cJSON *ops)
+{
+	double highest = -INFINITY;
+	int chosen = -1;
+
+	for (int a = 0; a < LANDSCAPE_ACTIONS; a++) {
+		double value = prospect(m, NULL, family, a);
+
+		if (on_path(w, node, a) || (node && has_child(w, node, family, a)) || value <= highest)
+			continue;
+		highest = value;
+		chosen = a;
+	}
+	if (chosen < 0)
+		return 0;
+	cJSON_AddItemToArray(ops, insert_op(m, w, under, NULL, family, chosen));
+	return 1;
+}
+
+/* As many nodes as the planner likes to put down ahead of measurements: in the first tree below its families, later
+ * below nodes that are being worked on. */
+static int add_ahead(const struct writer *m, const struct world *w, int most, cJSON *ops)
+{
+	int added = 0;
+
+	for (int f = 0; w->count == 1 && f < LANDSCAPE_FAMILIES && added < most; f++) {
+		char *under = xasprintf("$f%d", f);
+
+		added += add_unseen(m, w, under, 0, f, ops);
+		free(under);
+	}
+	for (long i = 1; i < (long)w->count && added < most; i++) {
+		int family, action;
+
+		read_intent(node_title(&w->nodes[i]), &family, &action);
+		if (w->nodes[i].status == NODE_ACTIVE)
+			added += add_unseen(m, w, w->nodes[i].id, i, family, ops);
+	}
 	return added;
 }
 
@@ -481,7 +541,7 @@ static int add_families(const struct writer *m, const struct world *w, int most,
 static void learn(struct writer *m, const struct world *w, const char *id)
 {
 	const struct node *node = &w->nodes[world_find(w, id)];
-	const struct program *p = writer_program(m, node_solution(node)), *parent = node->parent > 0 ? writer_program(m, node_solution(&w->nodes[node->parent])) : NULL;
+	const struct program *p = writer_program(m, node_solution(node));
 	double measured = log(json_number(node_solution(node), "score", 100) / 100);
 	int family, action;
 
@@ -490,8 +550,8 @@ static void learn(struct writer *m, const struct world *w, const char *id)
 	read_intent(node_title(node), &family, &action);
 	if (action < 0)
 		m->believed_plain[family] = measured;
-	else if (parent)
-		m->believed[family][action] = 0.2 * m->believed[family][action] + 0.8 * (measured - landscape_speed(m->landscape, parent));
+	else
+		m->believed[family][action] = 0.2 * m->believed[family][action] + 0.8 * (measured - p->began);
 }
 
 /* Every open node's priority in the light of what is known now. Failures that the machine's rules do not count are seen
@@ -536,9 +596,10 @@ cJSON *writer_tree(struct writer *m, const struct world *w, const struct round *
 	struct buf text;
 
 	if (!r) {
-		add_families(m, w, OPS_NEW_FIRST, ops);
+		add_families(m, w, OPS_NEW_FIRST - m->ahead, ops);
+		add_ahead(m, w, m->ahead, ops);
 	} else if (asks == ROUND_ASKS_REFILL) {
-		add_anywhere(m, w, OPS_NEW_FIRST, ops);
+		add_anywhere(m, w, OPS_NEW_FIRST - add_ahead(m, w, m->ahead, ops), ops);
 	} else {
 		learn(m, w, json_string(ended, "node"));
 		if (strcmp(json_string(ended, "outcome"), "closed") == 0 &&

@@ -55,6 +55,7 @@ struct program {
 	double done[LANDSCAPE_ACTIONS];   /* how well each is carried out, 0 to 1 */
 	double plain_done;
 	int last;                         /* the action that was worked on last; -1: the family itself */
+	double began;                     /* speed of the parent's kernel that it was made from */
 	bool passed;
 };
 
@@ -65,6 +66,7 @@ double landscape_speed(const struct landscape *l, const struct program *p);
 struct writer {
 	const struct landscape *landscape;
 	double insight;
+	int ahead; /* of the nodes of a first tree or a refill, how many it puts below nodes that have no kernel yet */
 	struct chance chance;
 	struct program *programs; /* by round and slot */
 	size_t size;
