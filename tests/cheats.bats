@@ -136,13 +136,14 @@ cheat() {
 	jq -e '.status == "PASSED" and .versus == null and (.message | contains("INCORRECT_NUMERICAL"))' "$BATS_TEST_TMPDIR/bench.json"
 }
 
-# Half of its calls must not seem to take nothing: the kernel beside it is the same without the trick.
+# Half of its calls must not seem to take nothing, which would be twice the speed at least: the kernel beside it is the same without
+# the trick, but judged at another time, when the machine may be a fifth faster.
 @test "stale accounts bring no speed" {
 	local score
 	judge "$CHEATS/honest-plain.c" toy_scale
 	score=$(jq .score "$BATS_TEST_TMPDIR/bench.json")
 	judge "$CHEATS/stale-accounts.c" toy_scale
-	jq -e --argjson honest "$score" '.score == null or .score < 1.1 * $honest' "$BATS_TEST_TMPDIR/bench.json"
+	jq -e --argjson honest "$score" '.score == null or .score < 1.5 * $honest' "$BATS_TEST_TMPDIR/bench.json"
 }
 
 @test "bytes that are no text" {
