@@ -136,14 +136,14 @@ cheat() {
 	jq -e '.status == "PASSED" and .versus == null and (.message | contains("INCORRECT_NUMERICAL"))' "$BATS_TEST_TMPDIR/bench.json"
 }
 
-# Half of its calls must not seem to take nothing, which would be twice the speed at least: the kernel beside it is the same without
-# the trick, but judged at another time, when the machine may be a fifth faster.
+# Half of its calls must not seem to take nothing: the kernel beside it, in the same judgement, is the same without the trick.
 @test "stale accounts bring no speed" {
-	local score
-	judge "$CHEATS/honest-plain.c" toy_scale
-	score=$(jq .score "$BATS_TEST_TMPDIR/bench.json")
-	judge "$CHEATS/stale-accounts.c" toy_scale
-	jq -e --argjson honest "$score" '.score == null or .score < 1.5 * $honest' "$BATS_TEST_TMPDIR/bench.json"
+	local folder
+	folder=$(task_folder toy_scale)
+	"$KM/km-compile" -t "$folder" "$CHEATS/honest-plain.c" >"$BATS_TEST_TMPDIR/honest.json"
+	"$KM/km-compile" -t "$folder" "$CHEATS/stale-accounts.c" |
+		"$KM/km-bench" --versus "$BATS_TEST_TMPDIR/honest.json" - >"$BATS_TEST_TMPDIR/bench.json"
+	jq -e '.score == null or (.versus != null and .versus.factor < 1.1)' "$BATS_TEST_TMPDIR/bench.json"
 }
 
 @test "bytes that are no text" {
