@@ -50,6 +50,24 @@ shake() {
 	diff <(sums "$STATE.first/a") <(sums "$STATE/a")
 }
 
+@test "searches kept with their tasks rebuild their trees and kernels from replies and verdicts" {
+	local recording name count=0
+	for recording in "$RECORDING" "$ROOT"/tasks/*/runs/*/; do
+		[ -f "$recording/run.json" ] || continue
+		name=$(basename "$recording")
+		run km_run "$name" FROM="$recording"
+		[ "$status" -eq 0 ] || { echo "$recording: $output"; return 1; }
+		km_make record RUN="$name" TO="$BATS_TEST_TMPDIR/$name"
+		diff -r "$recording/worlds" "$BATS_TEST_TMPDIR/$name/worlds"
+		diff -r "$recording/kernels" "$BATS_TEST_TMPDIR/$name/kernels"
+		diff <(ls "$recording/calls") <(ls "$BATS_TEST_TMPDIR/$name/calls")
+		count=$((count + $(find "$recording/worlds" -name '*.json' | wc -l)))
+	done
+	[ "$count" -ge 9 ]
+	# A search of the task itself takes none of that along.
+	[ -z "$(find "$STATE" -path '*/task/runs' -o -path '*/task/best')" ]
+}
+
 @test "a cue that was not recorded ends no replay" {
 	shake "$BATS_TEST_TMPDIR/holes" 1 0
 	rm "$BATS_TEST_TMPDIR/holes/calls"
