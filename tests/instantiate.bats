@@ -363,9 +363,19 @@ source_of() {
 	[ "$status" -eq 2 ]
 	[[ $output == *H200* ]]
 	mkdir -m 700 cache
-	echo '{"name": "NVIDIA A100-SXM4-80GB", "major": 8, "minor": 0, "processors": 108, "read_gb_per_s": 1811.5}' >cache/probe-GPU-1.json
+	echo '{"name": "NVIDIA A100-SXM4-80GB", "major": 8, "minor": 0, "processors": 108, "bandwidth_bytes_per_s": 1.5e12, "read_bytes_per_s": 1.3814e12, "empty_call_s": 4.4e-6}' >cache/probe-GPU-1.json
 	sheet=$(KM_CACHE=$PWD/cache "$KM/km-instantiate" hardware --target cuda --prompts "$ROOT/prompts")
-	[[ $sheet == *'- Device: NVIDIA A100-SXM4-80GB'$'\n'*'sm_80'*'108 multiprocessors'*'Measured on this device: read gb per s 1812'* ]]
+	[[ $sheet == *'- Device: NVIDIA A100-SXM4-80GB'$'\n'*'sm_80'*'108 multiprocessors'*' at 1.5 TB/s'*'Measured on this device: reading device memory: 1.381 TB/s'*'one empty kernel'*': 4.4 us'* ]]
+	# On another machine than the one that was probed.
+	mkdir -m 700 empty
+	sheet=$(KM_CACHE=$PWD/empty "$KM/km-instantiate" hardware --target cuda --probe cache/probe-GPU-1.json --prompts "$ROOT/prompts")
+	[[ $sheet == *'- Device: NVIDIA A100-SXM4-80GB'$'\n'*'reading device memory: 1.381 TB/s'* ]]
+	echo '{"workloads": []}' >none.json
+	run "$KM/km-instantiate" hardware --target cuda --probe none.json --prompts "$ROOT/prompts"
+	[ "$status" -eq 3 ]
+	[[ $output == *none.json*'km-bench --probe'* ]]
+	run "$KM/km-instantiate" hardware --target cuda --probe none.json --device H200 --prompts "$ROOT/prompts"
+	[ "$status" -eq 2 ]
 }
 
 @test "first tree and edit through km-update" {

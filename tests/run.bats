@@ -229,6 +229,22 @@ setup_file() {
 	[ "$status" -eq 2 ]
 }
 
+@test "a run knows the device that judges it by PROBE, and takes no earlier searches of its task along" {
+	cp -r "$ROOT/tasks/rmsnorm_h4096" rmsnorm
+	mkdir -p rmsnorm/runs/first/calls rmsnorm/best
+	echo '{}' >rmsnorm/runs/first/run.json
+	echo '{"name": "NVIDIA A100-SXM4-80GB", "major": 8, "minor": 0, "processors": 108, "empty_call_s": 4.4e-6}' >probe.json
+	run km_run a TASK="$PWD/rmsnorm" PROVIDER=manual PROBE="$PWD/probe.json"
+	[ "$status" -eq 75 ]
+	diff -r -x runs -x best rmsnorm "$STATE/a/task"
+	[ ! -e "$STATE/a/task/runs" ] && [ ! -e "$STATE/a/task/best" ]
+	grep -q 'one empty kernel.*: 4.4 us' "$STATE"/a/r00000/ask-*.md
+	run km_run b TASK="$PWD/rmsnorm" PROVIDER=manual PROBE="$PWD/none.json"
+	[ "$status" -ne 0 ]
+	[[ $output == *none.json* ]]
+	[ ! -e "$STATE/b/run.json" ]
+}
+
 @test "a run whose making was cut off starts afresh" {
 	km_run a FROM="$RECORDING" ROUNDS=1
 	sums "$STATE/a" >"$BATS_TEST_TMPDIR/whole"

@@ -27,7 +27,7 @@ static const char usage[] =
 	"  or:  km-instantiate candidate [--language L] [--plan PLAN.json --slot K] [-o FILE] REPLY.json\n"
 	"  or:  km-instantiate check [--plan PLAN.json --slot K]\n"
 	"  or:  km-instantiate source [-o FILE] CANDIDATE.json\n"
-	"  or:  km-instantiate hardware [--target T] [--device NAME] [--prompts DIR] [-o FILE]\n"
+	"  or:  km-instantiate hardware [--target T] [--device NAME | --probe FILE] [--prompts DIR] [-o FILE]\n"
 	"Write the prompt for a slot of a plan; find the kernel in a reply, or say what hides it; write its source; describe this machine.\n"
 	"\n"
 	"  --slot K          request, candidate, check: the slot\n"
@@ -42,19 +42,20 @@ static const char usage[] =
 	"  --language L      candidate: c or cuda (default c)\n"
 	"  --target T        hardware: cpu (default) or cuda\n"
 	"  --device NAME     hardware, cuda: of this device, by its datasheet, such as H200 (default: the one that was probed, or is here)\n"
+	"  --probe FILE      hardware, cuda: of the device that km-bench --probe wrote this about, on any machine\n"
 	"  -o, --output FILE write there (default: standard output)\n"
 	"  -h, --help        print this help\n"
 	"  -V, --version     print the version\n";
 
 struct options {
 	long slot;
-	const char *task, *prompts, *model, *language, *target, *device, *effort, *output, *plan;
+	const char *task, *prompts, *model, *language, *target, *device, *probe, *effort, *output, *plan;
 	bool has_temperature;
 	double temperature;
 	long max_tokens;
 };
 
-enum { OPT_SLOT = 256, OPT_TASK, OPT_PROMPTS, OPT_MODEL, OPT_TEMPERATURE, OPT_MAX_TOKENS, OPT_EFFORT, OPT_LANGUAGE, OPT_TARGET, OPT_DEVICE, OPT_PLAN };
+enum { OPT_SLOT = 256, OPT_TASK, OPT_PROMPTS, OPT_MODEL, OPT_TEMPERATURE, OPT_MAX_TOKENS, OPT_EFFORT, OPT_LANGUAGE, OPT_TARGET, OPT_DEVICE, OPT_PROBE, OPT_PLAN };
 
 static const struct option long_options[] = {
 	{ "slot", required_argument, NULL, OPT_SLOT },
@@ -67,6 +68,7 @@ static const struct option long_options[] = {
 	{ "language", required_argument, NULL, OPT_LANGUAGE },
 	{ "target", required_argument, NULL, OPT_TARGET },
 	{ "device", required_argument, NULL, OPT_DEVICE },
+	{ "probe", required_argument, NULL, OPT_PROBE },
 	{ "plan", required_argument, NULL, OPT_PLAN },
 	{ "output", required_argument, NULL, 'o' },
 	{ "help", no_argument, NULL, 'h' },
@@ -114,6 +116,9 @@ static void set_option(struct options *o, int option, const char *value)
 		break;
 	case OPT_DEVICE:
 		o->device = value;
+		break;
+	case OPT_PROBE:
+		o->probe = value;
 		break;
 	case OPT_PLAN:
 		o->plan = value;
@@ -395,9 +400,13 @@ static int load_probe(cJSON **probe, struct error *err)
 
 static int device_sheet(const struct options *o, const char *folder, struct buf *sheet, struct error *err)
 {
-	cJSON *probe = NULL;
-	int status = o->device ? 0 : load_probe(&probe, err);
+	cJSON *probe = o->probe ? json_load(o->probe, NULL, err) : NULL;
+	int status = o->probe ? (probe ? 0 : -1) : o->device ? 0 : load_probe(&probe, err);
 
+	if (status == 0 && o->probe && !json_string(probe, "name")) {
+		error_set(err, KM_EXIT_INPUT, "'%s' was not written by km-bench --probe: it has no name", o->probe);
+		status = -1;
+	}
 	if (status == 0)
 		status = hardware_cuda(folder, o->device, probe, sheet, err);
 	cJSON_Delete(probe);
@@ -412,6 +421,8 @@ static int hardware(const struct options *o, const char *path, struct error *err
 
 	if (path)
 		die_usage("hardware reads no file");
+	if (o->device && o->probe)
+		die_usage("--device or --probe, not both");
 	buf_init(&sheet, JSON_MAX_BYTES);
 	status = strcmp(o->target, "cuda") == 0 ? device_sheet(o, folder, &sheet, err) : hardware_cpu(folder, &sheet, err);
 	if (status == 0)

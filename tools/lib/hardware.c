@@ -245,27 +245,36 @@ static char *figure(const cJSON *probe, const char *key, double unit, const stru
 	return value > 0 ? xasprintf("%.4g", value) : xstrdup("unknown");
 }
 
-/* One line for each other number: "read_gb_per_s": 4100 becomes "- Measured: read gb per s 4100". The caller frees. */
+/* What a probe measures, in words and with a unit. */
+static const struct measured {
+	const char *key, *text;
+	double unit;
+	const char *name;
+} measured[] = {
+	{ "read_bytes_per_s", "reading device memory", 1e12, "TB/s" },
+	{ "copy_bytes_per_s", "copying within device memory, bytes read and bytes written", 1e12, "TB/s" },
+	{ "l2_read_bytes_per_s", "reading the second-level cache", 1e12, "TB/s" },
+	{ "fp32_flops", "fp32 multiply-adds", 1e12, "TFLOP/s" },
+	{ "tf32_flops", "tf32 matrix instructions", 1e12, "TFLOP/s" },
+	{ "bf16_flops", "bf16 matrix instructions", 1e12, "TFLOP/s" },
+	{ "fp16_flops", "fp16 matrix instructions", 1e12, "TFLOP/s" },
+	{ "fp8_flops", "fp8 matrix instructions", 1e12, "TFLOP/s" },
+	{ "launch_s", "from the launch of an empty kernel on an idle stream until the host knows of its end", 1e-6, "us" },
+	{ "empty_call_s", "between two events around one empty kernel, which is a part of every call's time", 1e-6, "us" },
+};
+
+/* One line for each number that was measured. The caller frees. */
 static char *measured_text(const cJSON *probe)
 {
-	static const char *const told[] = { "major", "minor", "processors", "clock_mhz", "l2_bytes", "memory_bytes", "bandwidth", "memory_mhz",
-					    "bus_bits", "driver" };
-	const cJSON *item;
 	struct buf b;
 	char *text;
 
 	buf_init(&b, 1 << 16);
-	cJSON_ArrayForEach(item, probe) {
-		bool shown = !cJSON_IsNumber(item);
+	for (size_t i = 0; i < sizeof(measured) / sizeof(*measured); i++) {
+		double value = json_number(probe, measured[i].key, 0) / measured[i].unit;
 
-		for (size_t i = 0; i < sizeof(told) / sizeof(*told); i++)
-			shown = shown || strcmp(item->string, told[i]) == 0;
-		if (shown)
-			continue;
-		buf_puts(&b, "- Measured on this device: ");
-		for (const char *p = item->string; *p; p++)
-			buf_putc(&b, isalnum((unsigned char)*p) ? *p : ' ');
-		buf_printf(&b, " %.4g\n", item->valuedouble);
+		if (value > 0)
+			buf_printf(&b, "- Measured on this device: %s: %.4g %s\n", measured[i].text, value, measured[i].name);
 	}
 	text = buf_take(&b);
 	buf_release(&b);
@@ -276,19 +285,19 @@ static int fill_cuda(const char *prompts, const char *name, const char *origin, 
 {
 	const struct device *known = find_device(name);
 	char *clean = text_clean(name, strlen(name));
-	char *arch = arch_text(probe, known), *measured = measured_text(probe);
+	char *arch = arch_text(probe, known), *figures = measured_text(probe);
 	char *processors = figure(probe, "processors", 1, known, known ? known->processors : 0);
 	char *clock = figure(probe, "clock_mhz", 1, known, known ? known->clock_mhz : 0);
 	char *l2 = figure(probe, "l2_bytes", 1 << 20, known, known ? known->l2_mb : 0);
 	char *memory = figure(probe, "memory_bytes", 1e9, known, known ? known->memory_gb : 0);
-	char *bandwidth = figure(probe, "bandwidth", 1e12, known, known ? known->bandwidth : 0);
+	char *bandwidth = figure(probe, "bandwidth_bytes_per_s", 1e12, known, known ? known->bandwidth : 0);
 	char *shared = xasprintf("%d", known ? known->shared_kb : 99), *threads = xasprintf("%d", known ? known->threads : 1536);
 	const struct template_value values[] = {
 		{ "name", clean }, { "origin", origin }, { "arch", arch }, { "features", feature_text(arch) }, { "processors", processors },
 		{ "clock", clock }, { "threads", threads }, { "shared", shared }, { "l2", l2 }, { "memory", memory }, { "bandwidth", bandwidth },
-		{ "peaks", known ? known->peaks : "unknown" }, { "measured", measured }, { NULL, NULL },
+		{ "peaks", known ? known->peaks : "unknown" }, { "measured", figures }, { NULL, NULL },
 	};
-	char *const all[] = { clean, arch, measured, processors, clock, l2, memory, bandwidth, shared, threads };
+	char *const all[] = { clean, arch, figures, processors, clock, l2, memory, bandwidth, shared, threads };
 	int status = template_fill(prompts, "parts/hardware-cuda.md", values, out, err);
 
 	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)

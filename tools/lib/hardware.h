@@ -16,9 +16,8 @@
 int hardware_cpu(const char *prompts, struct buf *out, struct error *err);
 
 /* Fill PROMPTS/parts/hardware-cuda.md into out. Of the device called `device` ("H200", or as the driver calls it), whether it
- * is here or not; device NULL: of that which `probe` is about (an object with "name", "major", "minor", "processors",
- * "clock_mhz", "l2_bytes", "memory_bytes", "bandwidth" in bytes/s where they are known; its other numbers are shown as
- * measured); probe NULL too: of the first device of this machine, and if it has none, of an H200, and says so. KM_EXIT_USAGE
+ * is here or not; device NULL: of that which `probe` is about (what km-bench --probe writes; what it lacks is taken from the
+ * datasheet, measured figures are left out); probe NULL too: of the first device of this machine, and if it has none, of an H200, and says so. KM_EXIT_USAGE
  * naming the known ones for a device of no known name. */
 int hardware_cuda(const char *prompts, const char *device, const cJSON *probe, struct buf *out, struct error *err);
 
