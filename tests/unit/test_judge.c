@@ -20,9 +20,9 @@ static double added[3];
 static bool alive;
 static const struct keeper_kernel *announced;
 static size_t calls_alone;
-/* What our clock has over the events of the candidate's first so many calls. */
-static size_t odd_calls, own_calls;
-static const double odd_seconds = 20e-6;
+/* What our clock has over the events of the candidate's first so many calls, in its first so many processes. */
+static size_t odd_calls, own_calls, odd_processes, own_processes;
+static double odd_seconds = 20e-6;
 
 static double noisy(double seconds)
 {
@@ -34,7 +34,7 @@ static struct keeper *open_nothing(const struct keeper_options *options, struct 
 	(void)err;
 	announced = options->kernels;
 	alive = true;
-	calls_alone = own_calls = 0;
+	calls_alone = own_calls = own_processes = 0;
 	return (struct keeper *)&alive;
 }
 
@@ -44,6 +44,8 @@ static int start(struct keeper *k, size_t who, const struct keeper_kernel *kerne
 	/* Its process may have been made ready for this one. */
 	assert_ptr_equal(kernel, &announced[who]);
 	assert_int_equal(kernel->trusted, who == RIVAL);
+	own_processes += who == CANDIDATE;
+	alive = alive || who == CANDIDATE;
 	return 0;
 }
 
@@ -66,7 +68,7 @@ static int call(struct keeper *k, size_t who, struct keeper_call *c, struct verd
 	assert_true(who != CANDIDATE || alive);
 	calls_alone += !alive;
 	c->seconds = noisy(own_seconds[who]) + (alive ? added[who] : 0);
-	c->elapsed = c->seconds + (who == CANDIDATE && own_calls++ < odd_calls ? odd_seconds : 0);
+	c->elapsed = c->seconds + (who == CANDIDATE && own_calls++ < odd_calls && own_processes <= odd_processes ? odd_seconds : 0);
 	c->arrival = c->gap = 0;
 	c->disturbed = c->busy = false;
 	return 0;
@@ -172,6 +174,7 @@ static void test_clock_in_doubt(void **state)
 	struct judge_result r;
 
 	(void)state;
+	odd_processes = SIZE_MAX;
 	odd_calls = 12;
 	judge(BASELINE, 0, &r);
 	assert_int_equal(r.verdict.status, VERDICT_PASSED);
@@ -183,13 +186,45 @@ static void test_clock_in_doubt(void **state)
 	assert_string_equal(r.verdict.rule, "clock");
 	assert_int_equal(r.workloads[0].candidate.count, 64);
 	judge_result_release(&r, 1);
+	assert_int_equal(own_processes, 1);
 	odd_calls = 0;
+}
+
+/* A process whose windows are all too long by little gets a second life, and only one. */
+static void test_clock_of_another_process(void **state)
+{
+	struct judge_result r;
+
+	(void)state;
+	odd_calls = SIZE_MAX;
+	odd_seconds = 6e-6;
+	odd_processes = 1;
+	judge(BASELINE, 0, &r);
+	assert_int_equal(r.verdict.status, VERDICT_PASSED);
+	assert_int_equal(own_processes, 2);
+	assert_true(fabs(r.workloads[0].excess) < 0.1e-6 && r.workloads[0].candidate.count < 64);
+	judge_result_release(&r, 1);
+	odd_processes = 2;
+	judge(BASELINE, 0, &r);
+	assert_int_equal(r.verdict.status, VERDICT_REJECTED);
+	assert_string_equal(r.verdict.rule, "clock");
+	assert_int_equal(own_processes, 2);
+	judge_result_release(&r, 1);
+	/* What is late by twice the slack is late. */
+	odd_processes = 1;
+	odd_seconds = 11e-6;
+	judge(BASELINE, 0, &r);
+	assert_int_equal(r.verdict.status, VERDICT_REJECTED);
+	assert_int_equal(own_processes, 1);
+	judge_result_release(&r, 1);
+	odd_calls = odd_processes = 0;
+	odd_seconds = 20e-6;
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = { cmocka_unit_test(test_others_alone), cmocka_unit_test(test_others_disturbed),
-		cmocka_unit_test(test_clock_in_doubt) };
+		cmocka_unit_test(test_clock_in_doubt), cmocka_unit_test(test_clock_of_another_process) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -425,6 +425,23 @@ static int run_block(struct judge *j, struct judge_workload *w, const bool *acti
 	return result;
 }
 
+static void times_release(struct judge_times *t)
+{
+	free(t->seconds);
+	*t = (struct judge_times){ .seconds = NULL };
+}
+
+/* What was measured of it. */
+static void workload_release(struct judge_workload *w, size_t rival_count)
+{
+	times_release(&w->candidate);
+	times_release(&w->baseline);
+	for (size_t i = 0; i < rival_count && w->rivals; i++)
+		times_release(&w->rivals[i]);
+	free(w->rivals);
+	w->rivals = NULL;
+}
+
 static void summarise(const struct judge *j, size_t who, struct judge_times *t)
 {
 	double *seconds = times_of(j, who), *sorted = xreallocarray(NULL, j->rounds + 1, sizeof(*sorted));
@@ -459,6 +476,16 @@ static void summarise_all(struct judge *j, struct judge_workload *w)
 }
 
 /* ---- second phase: may its times be believed? ------------------------------------------------------------------- */
+
+/* A process's windows are all some microseconds long or short for as long as it lives: of 800 medians on an H200 one was 5.4 us,
+ * and of the same kernel in eight new processes -1.5 to 4.3. Twice the slack is nobody's luck. */
+static bool is_refused_by_little(const struct judge *j, const struct judge_workload *w)
+{
+	size_t count, calls;
+	double arrival, excess = window_excess(j, &count, &calls, &arrival), allowed = window_slack(w->candidate.median);
+
+	return 2 * count >= calls && excess > allowed && excess < 2 * allowed;
+}
 
 static void judge_window(struct judge *j, struct judge_workload *w)
 {
@@ -585,7 +612,7 @@ static int start_anew(struct judge *j, struct judge_workload *w, const bool *act
 }
 
 /* One untimed round first: pages, branch predictors and the processor's clock come to where they stay. */
-static int time_workload(struct judge *j, struct judge_workload *w, struct error *err)
+static int time_once(struct judge *j, struct judge_workload *w, struct error *err)
 {
 	bool *active = xcalloc(j->participants, sizeof(*active));
 	size_t *order = xreallocarray(NULL, j->participants, sizeof(*order)), count = 0;
@@ -615,10 +642,26 @@ static int time_workload(struct judge *j, struct judge_workload *w, struct error
 	summarise_all(j, w);
 	free(active);
 	free(order);
+	return result;
+}
+
+/* What the clock would refuse by little is timed once more, by a process that is new. */
+static int time_workload(struct judge *j, struct judge_workload *w, struct error *err)
+{
+	int result = time_once(j, w, err);
+
+	if (result == 0 && j->ops->batch && takes_part(j, CANDIDATE) && is_refused_by_little(j, w)) {
+		j->ops->stop(j->keeper, CANDIDATE);
+		result = start_one(j, CANDIDATE, err);
+		workload_release(w, j->participants - RIVALS);
+		if (result == 0)
+			result = time_once(j, w, err);
+	}
 	if (result == 0 && j->ops->batch && takes_part(j, CANDIDATE))
 		result = believe(j, w, err);
 	return result;
 }
+
 
 /* ---- second phase: did it leave the others alone? --------------------------------------------------------------- */
 
@@ -914,22 +957,11 @@ int judge_run(const struct judge_options *options, struct judge_result *result, 
 	return status;
 }
 
-static void times_release(struct judge_times *t)
-{
-	free(t->seconds);
-}
 
 void judge_result_release(struct judge_result *result, size_t rival_count)
 {
-	for (size_t i = 0; i < result->workload_count; i++) {
-		struct judge_workload *w = &result->workloads[i];
-
-		times_release(&w->candidate);
-		times_release(&w->baseline);
-		for (size_t k = 0; k < rival_count && w->rivals; k++)
-			times_release(&w->rivals[k]);
-		free(w->rivals);
-	}
+	for (size_t i = 0; i < result->workload_count; i++)
+		workload_release(&result->workloads[i], rival_count);
 	free(result->workloads);
 	free(result->rivals);
 }

@@ -12,7 +12,8 @@
  *
  * Where the times are a runner's own word (cuda), they are believed only as far as other clocks bear them out: the window of
  * each call, batches of calls in a row, and the device's datasheet. Else: REJECTED, "clock" or "floor". Single calls that the
- * window does not bear out count no less than the median of those that it does.
+ * window does not bear out count no less than the median of those that it does. What the window refuses by less than as much
+ * again is timed once more by a new process.
  */
 #ifndef KM_JUDGE_H
 #define KM_JUDGE_H
