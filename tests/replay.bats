@@ -64,8 +64,23 @@ shake() {
 		count=$((count + $(find "$recording/worlds" -name '*.json' | wc -l)))
 	done
 	[ "$count" -ge 9 ]
-	# A search of the task itself takes none of that along.
-	[ -z "$(find "$STATE" -path '*/task/runs' -o -path '*/task/best')" ]
+}
+
+@test "a kernel kept as a task's best is that of its search, and passed on all workloads" {
+	local kernel task recording cue count=0
+	for kernel in "$ROOT"/tasks/*/best/kernel.*; do
+		task=$(dirname "$(dirname "$kernel")") recording=''
+		for recording in "$task"/runs/*/; do
+			cue=$(cat "$recording"/worlds/*.json | jq -rs 'max_by(.round).best | "code_\(.node)_\(.attempt)"')
+			! cmp -s "$kernel" "$recording/kernels/$cue.${kernel##*.}" || break
+			recording=''
+		done
+		[ -n "$recording" ] || { echo "$kernel is the best of no search in $task/runs"; return 1; }
+		jq -e --slurpfile workloads "$task/workloads.jsonl" '.status == "PASSED" and
+			([.workloads[] | select(.status == "PASSED") | .uuid] | sort) == ([$workloads[] | .workload.uuid] | sort)' "$task/best/bench.json"
+		count=$((count + 1))
+	done
+	[ "$count" -ge 1 ]
 }
 
 @test "a cue that was not recorded ends no replay" {

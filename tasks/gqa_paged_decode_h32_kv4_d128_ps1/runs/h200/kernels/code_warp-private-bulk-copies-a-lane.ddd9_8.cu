@@ -1,0 +1,1053 @@
+#include "task.h"
+#include <cuda_runtime.h>
+
+enum {
+	DIM = KM_AXIS_HEAD_DIM,
+	HEADS = KM_AXIS_NUM_QO_HEADS,
+	GROUPS = KM_AXIS_NUM_KV_HEADS,
+	GROUP = HEADS / GROUPS,
+	PAGE = GROUPS * DIM,          /* elements of a page */
+	PAGE_BYTES = PAGE * 2,
+	RANGES = 132,
+	PAIRS = 5,                    /* pairs of warps: own stages and tiles, two key-value heads a warp */
+	WARPS = 2 * PAIRS,
+	OWN = GROUPS / 2,
+	THREADS = WARPS * 32,
+	TILE = 16,
+	PITCH = PAGE_BYTES + 16,      /* 1040: rows of a stage */
+	STAGE = TILE * PITCH,         /* 16640 */
+	QPITCH = DIM * 2 + 16,        /* 272 */
+	QBUF = HEADS * QPITCH,        /* 8704 */
+	JPITCH = (DIM + 4) * 4,       /* 528 */
+	JHEAD = GROUP * JPITCH,       /* 4224: eight heads of one pair */
+	Q_AT = PAIRS * 2 * STAGE,     /* 166400 */
+	J_AT = Q_AT + 2 * QBUF,       /* 183808 */
+	M_AT = J_AT + PAIRS * JHEAD,  /* 204928 */
+	BAR_AT = M_AT + 2 * PAIRS * HEADS * 4, /* 206208 */
+	RED_AT = BAR_AT + PAIRS * 16, /* 206288 */
+	SHARED = RED_AT + 128,        /* 206416 */
+	SLOTS = 2 * RANGES,
+	SPITCH = DIM * 2 + 16,        /* 272: rows of one head, for small calls */
+	SSTAGE = TILE * SPITCH,       /* 4352 */
+	AHEAD = 12,                   /* pieces of two pages that a CTA brings into L2 from either cache */
+};
+
+#define LOWEST (-3e38f)
+
+#ifdef __maxnreg__
+#define ATTEND_BOUNDS __maxnreg__(112)
+#define COMBINE_BOUNDS __maxnreg__(56)
+#else
+#define ATTEND_BOUNDS __launch_bounds__(THREADS, 1)
+#define COMBINE_BOUNDS __launch_bounds__(SPLIT * 32)
+#endif
+
+__device__ __forceinline__ int load_int(const int *p)
+{
+	int x;
+
+	asm volatile("ld.global.nc.s32 %0, [%1];" : "=r"(x) : "l"(p));
+	return x;
+}
+
+/* A word of the parts: zero as long as attend has not written it. */
+__device__ __forceinline__ float poll(const float *p)
+{
+	float x;
+
+	asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(x) : "l"(p) : "memory");
+	return x;
+}
+
+__device__ __forceinline__ float4 poll4(const float *p)
+{
+	float4 x;
+
+	asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+		     : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+		     : "l"(p)
+		     : "memory");
+	return x;
+}
+
+__device__ __forceinline__ bool there(float x)
+{
+	return __float_as_uint(x) != 0;
+}
+
+/* The same value with other bits than zero's: -0 for 0. */
+__device__ __forceinline__ float mark(float x)
+{
+	return there(x) ? x : __uint_as_float(0x80000000u);
+}
+
+__device__ __forceinline__ float exp2_fast(float x)
+{
+	float y;
+
+	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+	return y;
+}
+
+__device__ __forceinline__ uint32_t pack(float low, float high)
+{
+	uint32_t d;
+
+	asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+	return d;
+}
+
+__device__ __forceinline__ void bar_init(uint32_t bar)
+{
+	asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(bar) : "memory");
+}
+
+__device__ __forceinline__ void bar_expect(uint32_t bar, uint32_t bytes)
+{
+	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void bar_wait(uint32_t bar, uint32_t parity)
+{
+	uint32_t ok;
+
+	do {
+		asm volatile("{\n\t.reg .pred p;\n\t"
+			     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+			     "selp.u32 %0, 1, 0, p;\n\t}"
+			     : "=r"(ok)
+			     : "r"(bar), "r"(parity)
+			     : "memory");
+	} while (!ok);
+	__syncwarp();
+}
+
+/* The two warps of a pair meet. */
+__device__ __forceinline__ void pair_sync(int pair)
+{
+	asm volatile("bar.sync %0, 64;" ::"r"(pair + 1) : "memory");
+}
+
+/* A flag that the compiler does not know, so that it keeps one copy of the code. */
+__device__ __forceinline__ int hidden(int x)
+{
+	int y;
+
+	asm volatile("mov.b32 %0, %1;" : "=r"(y) : "r"(x));
+	return y;
+}
+
+__device__ __forceinline__ void bulk_page(uint32_t dst, const uint16_t *src, uint32_t bar)
+{
+	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src),
+		     "r"((uint32_t)PAGE_BYTES), "r"(bar)
+		     : "memory");
+}
+
+__device__ __forceinline__ void bulk_row(uint32_t dst, const uint16_t *src, uint32_t bar)
+{
+	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src),
+		     "r"((uint32_t)(DIM * 2)), "r"(bar)
+		     : "memory");
+}
+
+__device__ __forceinline__ void copy16(uint32_t dst, const void *src)
+{
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
+}
+
+__device__ __forceinline__ void ldsm(uint32_t (&x)[4], uint32_t at)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+		     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+		     : "r"(at)
+		     : "memory");
+}
+
+__device__ __forceinline__ void ldsm_trans(uint32_t (&x)[4], uint32_t at)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+		     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+		     : "r"(at)
+		     : "memory");
+}
+
+__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
+{
+	asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+		     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+		     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ uint32_t transpose(uint32_t x)
+{
+	uint32_t y;
+
+	asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+	return y;
+}
+
+/* O^T of eight heads of a warp: rows of a head, pitch 132 floats (no bank conflicts). */
+__device__ __forceinline__ void dump(unsigned char *to, const float (&acc)[8][4], int lane)
+{
+	float *p = (float *)(to + (lane & 3) * 2 * JPITCH) + (lane >> 2);
+
+#pragma unroll
+	for (int i = 0; i < 8; i++) {
+		p[i * 16] = acc[i][0];
+		p[i * 16 + JPITCH / 4] = acc[i][1];
+		p[i * 16 + 8] = acc[i][2];
+		p[i * 16 + 8 + JPITCH / 4] = acc[i][3];
+	}
+}
+
+/* CTA i takes the flat tokens [i * chunk, + chunk). Slot 2 i holds the part of a sequence that began before, slot 2 i + 1 that of one
+ * that begins here and goes on behind. parts: [SLOTS][HEADS][DIM], then [SLOTS][2][HEADS] of maximum (log2) and sum. All parts are
+ * zero before and after a call; no word that attend writes there is zero, so combine sees each arrive, and clears it. */
+static __global__ void ATTEND_BOUNDS attend(const uint16_t *q, const uint16_t *k_cache, const uint16_t *v_cache, const int *indptr,
+					    const int *indices, int batch, int total, int chunk, float scale, uint16_t *output,
+					    float *lse, float *parts, unsigned regions, int ahead)
+{
+	extern __shared__ __align__(128) unsigned char smem[];
+	const int tid = (int)threadIdx.x, warp = tid >> 5, lane = tid & 31, row = lane & 15;
+	const int pair = warp >> 1, half = warp & 1;
+	const int start = (int)blockIdx.x * chunk, n = min(chunk, total - start);
+	const uint32_t base = (uint32_t)__cvta_generic_to_shared(smem);
+	const uint32_t kst = base + pair * 2 * STAGE, vst = kst + STAGE;
+	const uint32_t bark = base + BAR_AT + pair * 16, barv = bark + 8;
+	float *const ms = (float *)(smem + M_AT), *const ls = ms + PAIRS * HEADS;
+	int *const red = (int *)(smem + RED_AT);
+	int tile = pair;
+
+	asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+
+	/* All first loads at once; out of range they repeat the last token. */
+	const int page = load_int(indices + start + min(tile * TILE + row, n - 1));
+	int next = load_int(indices + start + min((tile + PAIRS) * TILE + row, n - 1));
+	const int bound = load_int(indptr + min(tid, batch));
+
+	/* While the indices are on their way: q into L2, since its loads would queue behind all pages, and address translations. */
+	if (warp == WARPS - 1) {
+		if (lane == 0) {
+#pragma unroll 1
+			for (int i = (int)blockIdx.x; i < batch; i += (int)gridDim.x)
+				asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(q + (int64_t)i * (HEADS * DIM)),
+					     "r"((uint32_t)(HEADS * DIM * 2))
+					     : "memory");
+		}
+	} else if (warp == WARPS - 2) {
+		if (lane < 16) {
+			const unsigned region = ((blockIdx.x >> 3) * 8 + (lane & 7)) % regions;
+
+			asm volatile("prefetch.global.L2 [%0];" ::"l"((lane < 8 ? k_cache : v_cache) + ((int64_t)region << 20)) : "memory");
+		}
+	} else if (warp == WARPS - 3) {
+		/* Most pages are in use: the memory need not wait for the indices. The first `ahead` pages, a share a CTA. */
+		const int side = lane & 1, first = ((int)blockIdx.x * AHEAD + (lane >> 1)) * 2;
+
+		if (lane < 2 * AHEAD && first + 2 <= ahead)
+			asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((side ? v_cache : k_cache) + (int64_t)first * PAGE),
+				     "r"((uint32_t)(2 * PAGE_BYTES))
+				     : "memory");
+	}
+	__syncwarp();
+
+	/* The first warp of a pair fetches K rows, the second V rows. */
+	const uint16_t *const cache = half ? v_cache : k_cache;
+	const uint32_t dst = (half ? vst : kst) + row * PITCH, bar = half ? barv : bark;
+	const int rows = min((int)TILE, n - tile * TILE);
+
+	if (lane == 0) {
+		bar_init(bar);
+		asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+		asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+		if (rows > 0)
+			bar_expect(bar, (uint32_t)(rows * PAGE_BYTES));
+	}
+	__syncwarp();
+	if (rows > 0) {
+		if (lane < rows)
+			bulk_page(dst, cache + (int64_t)page * PAGE, bar);
+		__syncwarp();
+		/* A partial first tile is the last of the range: V rows behind it must be finite. */
+		unsigned char *const clear = smem + pair * 2 * STAGE + STAGE + rows * PITCH;
+
+		for (int i = half * 32 + lane; i < (TILE - rows) * (PAGE_BYTES / 16); i += 64)
+			*(uint4 *)(clear + (i >> 6) * PITCH + (i & 63) * 16) = make_uint4(0, 0, 0, 0);
+		__syncwarp();
+	}
+
+	/* The sequence of the first token, while the copies fly. */
+	int b, from = (int)0x80000000, to = 0x7fffffff;
+	{
+		int count = 0;
+
+		if (tid <= batch) {
+			if (bound <= start) {
+				count = 1;
+				from = bound;
+			} else {
+				to = bound;
+			}
+		}
+		for (int i = tid + THREADS; i <= batch; i += THREADS) {
+			const int x = __ldg(indptr + i);
+
+			if (x <= start) {
+				count++;
+				from = max(from, x);
+			} else {
+				to = min(to, x);
+			}
+		}
+		count = __reduce_add_sync(~0u, count);
+		from = __reduce_max_sync(~0u, from);
+		to = __reduce_min_sync(~0u, to);
+		if (lane == 0) {
+			red[warp * 3] = count;
+			red[warp * 3 + 1] = from;
+			red[warp * 3 + 2] = to;
+		}
+		__syncthreads();
+		count = 0;
+#pragma unroll
+		for (int w = 0; w < WARPS; w++) {
+			count += red[w * 3];
+			from = max(from, red[w * 3 + 1]);
+			to = min(to, red[w * 3 + 2]);
+		}
+		b = max(count - 1, 0);
+	}
+
+	auto load_q = [&](int sequence, int buffer) {
+		const uint16_t *src = q + (int64_t)sequence * (HEADS * DIM);
+
+		for (int i = tid; i < HEADS * DIM / 8; i += THREADS)
+			copy16(base + Q_AT + buffer * QBUF + (i >> 4) * QPITCH + (i & 15) * 16, src + i * 8);
+	};
+
+	const int mine_at = half * OWN; /* first key-value head of this warp */
+	const uint32_t ka = kst + (lane & 15) * PITCH + (lane >> 4) * 16 + mine_at * (DIM * 2);
+	const uint32_t va = vst + ((lane & 7) + ((lane >> 4) << 3)) * PITCH + ((lane >> 3) & 1) * 16 + mine_at * (DIM * 2);
+	const uint32_t qa0 = base + Q_AT + ((lane & 7) + mine_at * GROUP) * QPITCH + (lane >> 3) * 16;
+	uint32_t parity = 0;
+	int buffer = 0;
+	bool begin = true;
+	/* The first turn works on whatever the shared memory holds, waits for no copy and leaves nothing behind: while the pages are on
+	 * their way it brings the instructions of a tile and of the last join into the caches. */
+	int dry = hidden(1);
+
+	load_q(b, 0);
+	asm volatile("cp.async.commit_group;" ::: "memory");
+
+#pragma unroll 1
+	for (;;) {
+		const bool last = dry || to >= start + n;
+		int nb = b, nto = to;
+
+		if (!dry) {
+			if (!last) {
+				do {
+					nb++;
+					nto = __ldg(indptr + nb + 1);
+				} while (nto <= to && nb + 1 < batch);
+				load_q(nb, buffer ^ 1);
+			}
+			asm volatile("cp.async.commit_group;" ::: "memory");
+			if (begin) {
+				asm volatile("cp.async.wait_group 1;" ::: "memory");
+				__syncthreads();
+				begin = false;
+			}
+		}
+
+		const int lo = max(from - start, 0), hi = min(to - start, n);
+		const uint32_t qa = qa0 + buffer * QBUF;
+		float acc[OWN][8][4], m[OWN][2], l[OWN][2];
+		bool mine = false;
+
+#pragma unroll
+		for (int h = 0; h < OWN; h++) {
+#pragma unroll
+			for (int i = 0; i < 8; i++) {
+				acc[h][i][0] = 0;
+				acc[h][i][1] = 0;
+				acc[h][i][2] = 0;
+				acc[h][i][3] = 0;
+			}
+			m[h][0] = LOWEST;
+			m[h][1] = LOWEST;
+			l[h][0] = 0;
+			l[h][1] = 0;
+		}
+
+#pragma unroll 1
+		while (dry || tile * TILE < hi) {
+			const int at = tile * TILE;
+			const bool done = hi >= min(at + (int)TILE, n);
+			/* rows to refill, if positive */
+			const int more = done && !dry ? min((int)TILE, n - (tile + PAIRS) * TILE) : 0;
+			float s[OWN][4];
+			uint32_t p[OWN][2];
+
+			mine = true;
+#pragma unroll
+			for (int h = 0; h < OWN; h++) {
+				s[h][0] = 0;
+				s[h][1] = 0;
+				s[h][2] = 0;
+				s[h][3] = 0;
+			}
+			if (!dry)
+				bar_wait(bark, parity);
+#pragma unroll
+			for (int i = 0; i < 4; i++) {
+#pragma unroll
+				for (int h = 0; h < OWN; h++) {
+					uint32_t x[4], y[4], z[4];
+
+					ldsm(x, qa + h * (GROUP * QPITCH) + i * 64);
+					ldsm(y, ka + h * (DIM * 2) + i * 64);
+					ldsm(z, ka + h * (DIM * 2) + i * 64 + 32);
+					mma(s[h], y, x[0], x[1]);
+					mma(s[h], z, x[2], x[3]);
+				}
+			}
+			__syncwarp();
+			if (more > 0) {
+				pair_sync(pair);
+				if (half == 0) {
+					if (lane == 0)
+						bar_expect(bark, (uint32_t)(more * PAGE_BYTES));
+					__syncwarp();
+					if (lane < more)
+						bulk_page(dst, k_cache + (int64_t)next * PAGE, bark);
+				}
+				__syncwarp();
+			}
+
+			/* Tokens down the rows: lane / 4 and 8 more; heads 2 (lane % 4) and the next. */
+			const int token = at + (lane >> 2);
+			const bool has0 = token >= lo && token < hi, has1 = token + 8 >= lo && token + 8 < hi;
+			const float none = __int_as_float((int)0xff800000u);
+
+#pragma unroll
+			for (int h = 0; h < OWN; h++) {
+				float s0 = has0 ? s[h][0] * scale : none, s1 = has0 ? s[h][1] * scale : none;
+				float s2 = has1 ? s[h][2] * scale : none, s3 = has1 ? s[h][3] * scale : none;
+				float x0 = fmaxf(s0, s2), x1 = fmaxf(s1, s3);
+
+#pragma unroll
+				for (int offset = 4; offset < 32; offset *= 2) {
+					x0 = fmaxf(x0, __shfl_xor_sync(~0u, x0, offset));
+					x1 = fmaxf(x1, __shfl_xor_sync(~0u, x1, offset));
+				}
+				x0 = fmaxf(x0, m[h][0]);
+				x1 = fmaxf(x1, m[h][1]);
+
+				const float c0 = exp2_fast(m[h][0] - x0), c1 = exp2_fast(m[h][1] - x1);
+
+				m[h][0] = x0;
+				m[h][1] = x1;
+				s0 = exp2_fast(s0 - x0);
+				s1 = exp2_fast(s1 - x1);
+				s2 = exp2_fast(s2 - x0);
+				s3 = exp2_fast(s3 - x1);
+				l[h][0] = l[h][0] * c0 + (s0 + s2);
+				l[h][1] = l[h][1] * c1 + (s1 + s3);
+				p[h][0] = transpose(pack(s0, s1));
+				p[h][1] = transpose(pack(s2, s3));
+#pragma unroll
+				for (int i = 0; i < 8; i++) {
+					acc[h][i][0] *= c0;
+					acc[h][i][1] *= c1;
+					acc[h][i][2] *= c0;
+					acc[h][i][3] *= c1;
+				}
+			}
+
+			if (!dry)
+				bar_wait(barv, parity);
+#pragma unroll
+			for (int h = 0; h < OWN; h++) {
+#pragma unroll
+				for (int i = 0; i < 8; i++) {
+					uint32_t x[4];
+
+					ldsm_trans(x, va + h * (DIM * 2) + i * 32);
+					mma(acc[h][i], x, p[h][0], p[h][1]);
+				}
+			}
+			__syncwarp();
+			if (dry || !done)
+				break; /* the next segment needs the rest of this tile */
+			if (more > 0) {
+				pair_sync(pair);
+				if (half != 0) {
+					if (lane == 0)
+						bar_expect(barv, (uint32_t)(more * PAGE_BYTES));
+					__syncwarp();
+					if (lane < more)
+						bulk_page(dst, v_cache + (int64_t)next * PAGE, barv);
+				}
+				__syncwarp();
+				next = load_int(indices + start + min((tile + 2 * PAIRS) * TILE + row, n - 1));
+			}
+			tile += PAIRS;
+			parity ^= 1;
+		}
+
+		/* Join the pairs. */
+		const bool whole = from >= start && to <= start + n;
+		const int slot = 2 * (int)blockIdx.x + (from >= start ? 1 : 0);
+		float weight[PAIRS] = {};
+		unsigned active = 0;
+
+#pragma unroll
+		for (int h = 0; h < OWN; h++) {
+#pragma unroll
+			for (int j = 0; j < 2; j++) {
+#pragma unroll
+				for (int offset = 4; offset < 32; offset *= 2)
+					l[h][j] += __shfl_xor_sync(~0u, l[h][j], offset);
+				if (lane < 4) {
+					ms[pair * HEADS + (mine_at + h) * GROUP + 2 * lane + j] = m[h][j];
+					ls[pair * HEADS + (mine_at + h) * GROUP + 2 * lane + j] = l[h][j];
+				}
+			}
+		}
+		__syncwarp();
+
+		/* Lane h: the pairs' weights for head h. */
+		auto weigh = [&]() {
+			float mm[PAIRS], ll[PAIRS], top = LOWEST, sum = 0;
+
+#pragma unroll
+			for (int w = 0; w < PAIRS; w++) {
+				mm[w] = ms[w * HEADS + lane];
+				ll[w] = ls[w * HEADS + lane];
+				top = fmaxf(top, mm[w]);
+			}
+#pragma unroll
+			for (int w = 0; w < PAIRS; w++) {
+				const bool some = ll[w] != 0;
+
+				active |= (__any_sync(~0u, some) ? 1u : 0u) << w;
+				weight[w] = some ? exp2_fast(mm[w] - top) : 0;
+				sum += weight[w] * ll[w];
+			}
+			if (whole) {
+				const float inverse = 1 / sum;
+
+#pragma unroll
+				for (int w = 0; w < PAIRS; w++)
+					weight[w] *= inverse;
+				if (warp == 0 && !dry)
+					lse[(int64_t)b * HEADS + lane] = top + log2f(sum);
+			} else if (warp == 0 && !dry) {
+				float *const to_ml = parts + (int64_t)SLOTS * HEADS * DIM + slot * (2 * HEADS) + lane;
+
+				to_ml[0] = mark(top);
+				to_ml[HEADS] = mark(sum);
+			}
+		};
+		auto gather = [&](const unsigned char *at, int stride, int h) {
+			float4 x = make_float4(0, 0, 0, 0);
+
+#pragma unroll
+			for (int w = 0; w < PAIRS; w++) {
+				const float c = __shfl_sync(~0u, weight[w], h);
+				float4 v = make_float4(0, 0, 0, 0);
+
+				if (active >> w & 1)
+					v = *(const float4 *)(at + w * stride);
+				x.x += c * v.x;
+				x.y += c * v.y;
+				x.z += c * v.z;
+				x.w += c * v.w;
+			}
+			return x;
+		};
+		auto put = [&](int h, float4 x) {
+			if (whole)
+				*(uint2 *)(output + ((int64_t)b * HEADS + h) * DIM + lane * 4) = make_uint2(pack(x.x, x.y), pack(x.z, x.w));
+			else
+				*(float4 *)(parts + ((int64_t)slot * HEADS + h) * DIM + lane * 4) =
+					make_float4(mark(x.x), mark(x.y), mark(x.z), mark(x.w));
+		};
+
+		if (last) {
+			/* No copy is in flight: every pair has its own stages for all heads, once both warps have read them. */
+			pair_sync(pair);
+			if (mine) {
+				unsigned char *const to_stage = smem + (dry ? (int)J_AT : pair * 2 * STAGE) + mine_at * JHEAD;
+
+#pragma unroll
+				for (int h = 0; h < OWN; h++)
+					dump(to_stage + h * JHEAD, acc[h], lane);
+			}
+			__syncthreads();
+			weigh();
+
+			float4 x[4];
+
+#pragma unroll
+			for (int u = 0; u < 4; u++) {
+				const int h = min(warp + WARPS * u, HEADS - 1);
+
+				x[u] = gather(smem + (h >> 3) * JHEAD + (h & 7) * JPITCH + lane * 16, 2 * STAGE, h);
+			}
+			if (!dry) {
+#pragma unroll
+				for (int u = 0; u < 4; u++) {
+					const int h = warp + WARPS * u;
+
+					if (h < HEADS)
+						put(h, x[u]);
+				}
+				return;
+			}
+			dry = hidden(0);
+			continue;
+		}
+		/* One key-value head after the other through the join buffer. */
+#pragma unroll
+		for (int h = 0; h < OWN; h++) {
+#pragma unroll 1
+			for (int g = 0; g < 2; g++) {
+				const int head = g * OWN + h;
+
+				if (mine && half == g)
+					dump(smem + J_AT + pair * JHEAD, acc[h], lane);
+				__syncthreads();
+				if (h == 0 && g == 0)
+					weigh();
+				if (warp < GROUP)
+					put(head * GROUP + warp, gather(smem + J_AT + warp * JPITCH + lane * 16, JHEAD, head * GROUP + warp));
+				if (h == OWN - 1 && g == 1)
+					asm volatile("cp.async.wait_group 0;" ::: "memory"); /* q of the next segment */
+				__syncthreads();
+			}
+		}
+		b = nb;
+		from = to;
+		to = nto;
+		buffer ^= 1;
+	}
+}
+
+/* Calls of at most RANGES tiles: CTA i has tile i, and a warp does one key-value head of it alone, with its own copies: no barrier of
+ * the CTA and nothing to join in it. The parts are those of attend with chunk = TILE. */
+static __global__ void __launch_bounds__(GROUPS * 32)
+	attend_small(const uint16_t *q, const uint16_t *k_cache, const uint16_t *v_cache, const int *indptr, const int *indices, int batch,
+		     int total, float scale, uint16_t *output, float *lse, float *parts, unsigned regions)
+{
+	__shared__ __align__(128) unsigned char stages[GROUPS * 2 * SSTAGE];
+	__shared__ __align__(16) unsigned long long bars[GROUPS * 2];
+	const int tid = (int)threadIdx.x, group = tid >> 5, lane = tid & 31, row = lane & 15;
+	const int start = (int)blockIdx.x * TILE, n = min((int)TILE, total - start);
+
+	asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+
+	const int page = load_int(indices + start + min(row, n - 1));
+	const int bound = load_int(indptr + min(lane, batch));
+
+	/* While these are on their way: q into L2, address translations. */
+	if (group == GROUPS - 1) {
+		if (lane == 0) {
+#pragma unroll 1
+			for (int i = (int)blockIdx.x; i < batch; i += (int)gridDim.x)
+				asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(q + (int64_t)i * (HEADS * DIM)),
+					     "r"((uint32_t)(HEADS * DIM * 2))
+					     : "memory");
+		}
+	} else if (group == GROUPS - 2) {
+		if (lane < 16) {
+			const unsigned region = ((blockIdx.x >> 3) * 8 + (lane & 7)) % regions;
+
+			asm volatile("prefetch.global.L2 [%0];" ::"l"((lane < 8 ? k_cache : v_cache) + ((int64_t)region << 20)) : "memory");
+		}
+	}
+	__syncwarp();
+
+	unsigned char *const own = stages + group * 2 * SSTAGE;
+	const uint32_t kst = (uint32_t)__cvta_generic_to_shared(own), vst = kst + SSTAGE;
+	const uint32_t bark = (uint32_t)__cvta_generic_to_shared(bars) + group * 16, barv = bark + 8;
+
+	if (lane == 0) {
+		bar_init(bark);
+		bar_init(barv);
+		asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+		asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+		bar_expect(bark, (uint32_t)(n * DIM * 2));
+		bar_expect(barv, (uint32_t)(n * DIM * 2));
+	}
+	__syncwarp();
+	/* Lanes 0 to 15 fetch K rows, the others V rows. */
+	if (row < n)
+		bulk_row((lane < 16 ? kst : vst) + row * SPITCH, (lane < 16 ? k_cache : v_cache) + (int64_t)page * PAGE + group * DIM,
+			 lane < 16 ? bark : barv);
+	__syncwarp();
+	/* V rows behind the end must be finite. */
+	for (int i = lane; i < (TILE - n) * (DIM / 8); i += 32)
+		*(uint4 *)(own + SSTAGE + (n + (i >> 4)) * SPITCH + (i & 15) * 16) = make_uint4(0, 0, 0, 0);
+	__syncwarp();
+
+	/* The sequence of the first token. */
+	int count = 0, from = (int)0x80000000, to = 0x7fffffff;
+
+	if (lane <= batch) {
+		if (bound <= start) {
+			count = 1;
+			from = bound;
+		} else {
+			to = bound;
+		}
+	}
+	for (int i = lane + 32; i <= batch; i += 32) {
+		const int x = __ldg(indptr + i);
+
+		if (x <= start) {
+			count++;
+			from = max(from, x);
+		} else {
+			to = min(to, x);
+		}
+	}
+	count = __reduce_add_sync(~0u, count);
+	from = __reduce_max_sync(~0u, from);
+	to = __reduce_min_sync(~0u, to);
+
+	const uint32_t ka = kst + (lane & 15) * SPITCH + (lane >> 4) * 16;
+	const uint32_t va = vst + ((lane & 7) + ((lane >> 4) << 3)) * SPITCH + ((lane >> 3) & 1) * 16;
+	const float none = __int_as_float((int)0xff800000u);
+	const int token = lane >> 2, pair = group * GROUP + 2 * (lane & 3); /* of this lane: tokens and 8 more, heads and the next */
+	int b = max(count - 1, 0);
+
+#pragma unroll 1
+	for (;;) {
+		const uint16_t *const mine = q + ((int64_t)b * HEADS + group * GROUP + (lane >> 2)) * DIM + (lane & 3) * 2;
+		uint32_t f[8][2];
+
+#pragma unroll
+		for (int i = 0; i < 8; i++) {
+			f[i][0] = __ldg((const unsigned int *)(mine + i * 16));
+			f[i][1] = __ldg((const unsigned int *)(mine + i * 16 + 8));
+		}
+
+		const bool last = to >= start + n;
+		int nb = b, nto = to;
+
+		if (!last) {
+			do {
+				nb++;
+				nto = __ldg(indptr + nb + 1);
+			} while (nto <= to && nb + 1 < batch);
+		}
+
+		const int lo = max(from - start, 0), hi = min(to - start, n);
+		float s[4] = {0, 0, 0, 0}, t[4] = {0, 0, 0, 0}, acc[8][4];
+
+		bar_wait(bark, 0);
+#pragma unroll
+		for (int i = 0; i < 8; i += 2) {
+			uint32_t y[4], z[4];
+
+			ldsm(y, ka + i * 32);
+			ldsm(z, ka + i * 32 + 32);
+			mma(s, y, f[i][0], f[i][1]);
+			mma(t, z, f[i + 1][0], f[i + 1][1]);
+		}
+
+		const bool has0 = token >= lo && token < hi, has1 = token + 8 >= lo && token + 8 < hi;
+		float s0 = has0 ? (s[0] + t[0]) * scale : none, s1 = has0 ? (s[1] + t[1]) * scale : none;
+		float s2 = has1 ? (s[2] + t[2]) * scale : none, s3 = has1 ? (s[3] + t[3]) * scale : none;
+		float x0 = fmaxf(s0, s2), x1 = fmaxf(s1, s3);
+
+#pragma unroll
+		for (int offset = 4; offset < 32; offset *= 2) {
+			x0 = fmaxf(x0, __shfl_xor_sync(~0u, x0, offset));
+			x1 = fmaxf(x1, __shfl_xor_sync(~0u, x1, offset));
+		}
+		x0 = fmaxf(x0, LOWEST);
+		x1 = fmaxf(x1, LOWEST);
+		s0 = exp2_fast(s0 - x0);
+		s1 = exp2_fast(s1 - x1);
+		s2 = exp2_fast(s2 - x0);
+		s3 = exp2_fast(s3 - x1);
+
+		const uint32_t p0 = transpose(pack(s0, s1)), p1 = transpose(pack(s2, s3));
+		float l0 = s0 + s2, l1 = s1 + s3;
+
+		bar_wait(barv, 0);
+#pragma unroll
+		for (int i = 0; i < 8; i++) {
+			uint32_t x[4];
+
+			acc[i][0] = 0;
+			acc[i][1] = 0;
+			acc[i][2] = 0;
+			acc[i][3] = 0;
+			ldsm_trans(x, va + i * 32);
+			mma(acc[i], x, p0, p1);
+		}
+#pragma unroll
+		for (int offset = 4; offset < 32; offset *= 2) {
+			l0 += __shfl_xor_sync(~0u, l0, offset);
+			l1 += __shfl_xor_sync(~0u, l1, offset);
+		}
+		if (from >= start && to <= start + n) {
+			const float i0 = 1 / l0, i1 = 1 / l1;
+			uint16_t *const out = output + ((int64_t)b * HEADS + pair) * DIM + (lane >> 2);
+
+#pragma unroll
+			for (int i = 0; i < 8; i++) {
+				const uint32_t low = pack(acc[i][0] * i0, acc[i][1] * i1), high = pack(acc[i][2] * i0, acc[i][3] * i1);
+
+				out[i * 16] = (uint16_t)(low & 0xffffu);
+				out[i * 16 + DIM] = (uint16_t)(low >> 16);
+				out[i * 16 + 8] = (uint16_t)(high & 0xffffu);
+				out[i * 16 + 8 + DIM] = (uint16_t)(high >> 16);
+			}
+			if (lane < 4) {
+				lse[(int64_t)b * HEADS + pair] = x0 + log2f(l0);
+				lse[(int64_t)b * HEADS + pair + 1] = x1 + log2f(l1);
+			}
+		} else {
+			const int slot = 2 * (int)blockIdx.x + (from >= start ? 1 : 0);
+			float *const out = parts + ((int64_t)slot * HEADS + pair) * DIM + (lane >> 2);
+
+#pragma unroll
+			for (int i = 0; i < 8; i++) {
+				out[i * 16] = mark(acc[i][0]);
+				out[i * 16 + DIM] = mark(acc[i][1]);
+				out[i * 16 + 8] = mark(acc[i][2]);
+				out[i * 16 + 8 + DIM] = mark(acc[i][3]);
+			}
+			if (lane < 4) {
+				float *const to_ml = parts + (int64_t)SLOTS * HEADS * DIM + slot * (2 * HEADS) + pair;
+
+				to_ml[0] = mark(x0);
+				to_ml[1] = mark(x1);
+				to_ml[HEADS] = mark(l0);
+				to_ml[HEADS + 1] = mark(l1);
+			}
+		}
+		if (last)
+			return;
+		b = nb;
+		from = to;
+		to = nto;
+	}
+}
+
+/* SPLIT warps join the slots of one row (sequence, head) as they arrive; rows that attend writes are left alone. */
+template <int SPLIT>
+__device__ __forceinline__ void join(const int *indptr, int chunk, float *parts, uint16_t *output, float *lse)
+{
+	const int lane = (int)threadIdx.x & 31, piece = (int)threadIdx.x >> 5;
+	const int64_t row = (int64_t)blockIdx.x;
+	const int b = (int)(row / HEADS), h = (int)(row % HEADS);
+	const int from = __ldg(indptr + b), to = __ldg(indptr + b + 1);
+	const int first = (int)((unsigned)from / (unsigned)chunk), last = to > from ? (int)((unsigned)(to - 1) / (unsigned)chunk) : first;
+	uint2 *const out = (uint2 *)(output + row * DIM + lane * 4);
+
+	if (to <= from) {
+		if (piece == 0) {
+			*out = make_uint2(0, 0);
+			if (lane == 0)
+				lse[row] = __int_as_float((int)0xff800000u);
+		}
+		return;
+	}
+	if (first == last)
+		return;
+
+	float *const ml = parts + (int64_t)SLOTS * HEADS * DIM + h;
+	float *const values = parts + (int64_t)h * DIM + lane * 4;
+	float top = LOWEST, sum = 0;
+	float4 x = make_float4(0, 0, 0, 0);
+
+#pragma unroll 1
+	for (int i = first + piece; i <= last; i += 4 * SPLIT) {
+		float mm[4], ll[4];
+		float4 v[4];
+
+#pragma unroll 1
+		for (;;) {
+			bool good = true;
+
+#pragma unroll
+			for (int u = 0; u < 4; u++) {
+				const int at = i + u * SPLIT, slot = 2 * at + (at == first ? 1 : 0);
+
+				mm[u] = LOWEST;
+				ll[u] = 1;
+				v[u] = make_float4(1, 1, 1, 1);
+				if (at <= last) {
+					mm[u] = poll(ml + slot * (2 * HEADS));
+					ll[u] = poll(ml + slot * (2 * HEADS) + HEADS);
+					v[u] = poll4(values + (int64_t)slot * (HEADS * DIM));
+				}
+			}
+#pragma unroll
+			for (int u = 0; u < 4; u++)
+				good = good && there(mm[u]) && there(ll[u]) && there(v[u].x) && there(v[u].y) && there(v[u].z) && there(v[u].w);
+			if (__all_sync(~0u, good))
+				break;
+
+			/* Not all is there: look at one word only, for a while. */
+			const float *const gate = ml + (2 * i + (i == first ? 1 : 0)) * (2 * HEADS) + HEADS;
+
+			do {
+				__nanosleep(64);
+			} while (!there(poll(gate)));
+			__syncwarp();
+		}
+		/* Nobody else reads these: zero for the next call. */
+#pragma unroll
+		for (int u = 0; u < 4; u++) {
+			const int at = i + u * SPLIT, slot = 2 * at + (at == first ? 1 : 0);
+
+			if (at <= last) {
+				*(float4 *)(values + (int64_t)slot * (HEADS * DIM)) = make_float4(0, 0, 0, 0);
+				if (lane < 2)
+					ml[slot * (2 * HEADS) + lane * HEADS] = 0;
+			}
+		}
+#pragma unroll
+		for (int u = 0; u < 4; u++) {
+			const bool some = i + u * SPLIT <= last;
+			const float mu = some ? mm[u] : LOWEST, lu = some ? ll[u] : 0;
+			const float higher = fmaxf(top, mu), c = exp2_fast(top - higher), w = some ? exp2_fast(mu - higher) : 0;
+
+			top = higher;
+			sum = sum * c + lu * w;
+			x.x = x.x * c + v[u].x * w;
+			x.y = x.y * c + v[u].y * w;
+			x.z = x.z * c + v[u].z * w;
+			x.w = x.w * c + v[u].w * w;
+		}
+	}
+	if constexpr (SPLIT > 1) {
+		__shared__ float4 sv[SPLIT][32];
+		__shared__ float sm[SPLIT], sl[SPLIT];
+
+		sv[piece][lane] = x;
+		if (lane == 0) {
+			sm[piece] = top;
+			sl[piece] = sum;
+		}
+		__syncthreads();
+		if (piece != 0)
+			return;
+		top = LOWEST;
+#pragma unroll
+		for (int w = 0; w < SPLIT; w++)
+			top = fmaxf(top, sm[w]);
+		sum = 0;
+		x = make_float4(0, 0, 0, 0);
+#pragma unroll 4
+		for (int w = 0; w < SPLIT; w++) {
+			const float c = exp2_fast(sm[w] - top);
+			const float4 y = sv[w][lane];
+
+			sum += c * sl[w];
+			x.x += c * y.x;
+			x.y += c * y.y;
+			x.z += c * y.z;
+			x.w += c * y.w;
+		}
+	}
+
+	const float inverse = 1 / sum;
+
+	*out = make_uint2(pack(x.x * inverse, x.y * inverse), pack(x.z * inverse, x.w * inverse));
+	if (lane == 0)
+		lse[row] = top + log2f(sum);
+}
+
+template <int SPLIT>
+static __global__ void COMBINE_BOUNDS
+	combine(const int *indptr, int chunk, float *parts, uint16_t *output, float *lse)
+{
+	join<SPLIT>(indptr, chunk, parts, output, lse);
+	/* This grid does not end before attend has. */
+	if (blockIdx.x == 0)
+		asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+size_t km_workspace(const struct km_args *a)
+{
+	(void)a;
+	return (size_t)SLOTS * (HEADS * DIM + 2 * HEADS) * sizeof(float);
+}
+
+int km_init(const struct km_args *a)
+{
+	(void)a;
+	cudaError_t e = cudaFuncSetAttribute((const void *)attend, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)SHARED);
+
+	if (e != cudaSuccess)
+		return (int)e;
+	/* The same division of the first-level cache, so that both kernels can share a multiprocessor. */
+	cudaFuncSetAttribute((const void *)attend, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+	cudaFuncSetAttribute((const void *)attend_small, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+	cudaFuncSetAttribute((const void *)combine<1>, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+	cudaFuncSetAttribute((const void *)combine<4>, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+	cudaFuncSetAttribute((const void *)combine<16>, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+	return 0;
+}
+
+int km_run(const struct km_args *a)
+{
+	cudaStream_t stream = (cudaStream_t)a->stream;
+	const int batch = (int)a->batch_size, total = (int)a->num_kv_indices;
+	float *parts = (float *)a->workspace;
+	int chunk = (int)((a->num_kv_indices + RANGES - 1) / RANGES);
+
+	if (batch <= 0)
+		return 0;
+	if (chunk < TILE)
+		chunk = TILE;
+
+	const unsigned regions = (unsigned)((a->num_pages * PAGE_BYTES + (1 << 21) - 1) >> 21);
+	/* If most pages are in use, any page is worth having early. */
+	const int ahead = a->num_kv_indices * 5 >= a->num_pages * 3 ? (int)a->num_pages : 0;
+
+	if (total > 0 && chunk == TILE)
+		attend_small<<<(unsigned)((total - 1) / TILE + 1), GROUPS * 32, 0, stream>>>(
+			a->q, a->k_cache, a->v_cache, (const int *)a->kv_indptr, (const int *)a->kv_indices, batch, total,
+			a->sm_scale * 1.4426950408889634f, a->output, a->lse, parts, regions);
+	else if (total > 0)
+		attend<<<(unsigned)((total - 1) / chunk + 1), THREADS, SHARED, stream>>>(
+			a->q, a->k_cache, a->v_cache, (const int *)a->kv_indptr, (const int *)a->kv_indices, batch, total, chunk,
+			a->sm_scale * 1.4426950408889634f, a->output, a->lse, parts, regions, ahead);
+
+	cudaLaunchConfig_t config = {};
+	cudaLaunchAttribute attribute[1] = {};
+	cudaError_t e;
+
+	attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	attribute[0].val.programmaticStreamSerializationAllowed = 1;
+	config.dynamicSmemBytes = 0;
+	config.stream = stream;
+	config.attrs = attribute;
+	config.numAttrs = total > 0 ? 1 : 0;
+	if (batch <= 4) {
+		config.gridDim = dim3((unsigned)(batch * HEADS));
+		config.blockDim = dim3(512);
+		e = cudaLaunchKernelEx(&config, combine<16>, (const int *)a->kv_indptr, chunk, parts, a->output, a->lse);
+	} else if (batch <= 32) {
+		config.gridDim = dim3((unsigned)(batch * HEADS));
+		config.blockDim = dim3(128);
+		e = cudaLaunchKernelEx(&config, combine<4>, (const int *)a->kv_indptr, chunk, parts, a->output, a->lse);
+	} else {
+		config.gridDim = dim3((unsigned)(batch * HEADS));
+		config.blockDim = dim3(32);
+		e = cudaLaunchKernelEx(&config, combine<1>, (const int *)a->kv_indptr, chunk, parts, a->output, a->lse);
+	}
+	if (e != cudaSuccess)
+		return (int)e;
+	return (int)cudaGetLastError();
+}
