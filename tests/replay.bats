@@ -54,7 +54,7 @@ shake() {
 	local recording name count=0
 	for recording in "$RECORDING" "$ROOT"/tasks/*/runs/*/; do
 		[ -f "$recording/run.json" ] || continue
-		name=$(basename "$recording")
+		name=kept-$count
 		run km_run "$name" FROM="$recording"
 		[ "$status" -eq 0 ] || { echo "$recording: $output"; return 1; }
 		km_make record RUN="$name" TO="$BATS_TEST_TMPDIR/$name"
