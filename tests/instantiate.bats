@@ -400,7 +400,7 @@ source_of() {
 	[ "$(jq -r .cue run/r00003/s0/edit-request.json)" = edit/node-39.0027/1 ]
 	prompt run/r00003/s0/edit-request.json > shown
 	for want in "Predicted 12.0x, measured 12.3x (1.03 of the prediction)" "### attempt 1 (new): PASSED, 12.3x" "### attempt 3" "kernel of round 1" \
-		"an operation an operation" "Question 3" "insert_node" "at most 3 new nodes" "no_child_because" "A summary that goes on."; do
+		"an operation an operation" "Question 3" "insert_node" "us, 12.3x" "at most 3 new nodes" "no_child_because" "A summary that goes on."; do
 		grep -qF -- "$want" shown || { echo "missing: $want"; false; }
 	done
 	sed '1,/^# The form of the reply/d' shown | "$KM/km-update" check
@@ -415,7 +415,8 @@ source_of() {
 	"$KM/km-update" request --slot 0 --task run/task --prompts run/prompts --model m -o run/r00003/s0/edit-request.json run/r00003/plan.json
 	[ "$(jq -r .cue run/r00003/s0/edit-request.json)" = refill/1 ]
 	prompt run/r00003/s0/edit-request.json > shown
-	for want in "The frontier is empty" "kernel of round 1" "at most 8 new nodes" "- node-0.0000 [closed"; do
+	for want in "The frontier is empty" "kernel of round 1" "at most 8 new nodes" "- node-0.0000 [closed" \
+		"Verdict: PASSED" "| workload | time us | baseline us |"; do
 		grep -qF -- "$want" shown || { echo "missing: $want"; false; }
 	done
 }

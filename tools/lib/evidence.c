@@ -386,3 +386,19 @@ int evidence_verdict(const char *build_path, const char *bench_path, struct buf 
 	cJSON_Delete(bench);
 	return bench ? 0 : -1;
 }
+
+int evidence_times(const char *bench_path, struct buf *out, struct error *err)
+{
+	cJSON *bench = json_load(bench_path, "bench", err);
+	const cJSON *workload;
+	int shown = 0;
+
+	cJSON_ArrayForEach(workload, json_get(bench, "workloads")) {
+		if (strcmp(json_string(workload, "set"), "feedback") != 0 || shown++ >= EVIDENCE_WORKLOADS)
+			continue;
+		buf_puts(out, shown > 1 ? " " : "");
+		append_time(workload, "median_us", out);
+	}
+	cJSON_Delete(bench);
+	return bench ? 0 : -1;
+}

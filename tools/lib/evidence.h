@@ -23,4 +23,7 @@ int evidence_code(const char *kernel_path, const char *language, struct buf *out
 /* Append verdict, table of times or failure, at most EVIDENCE_MAX bytes. bench_path may name a skip document. */
 int evidence_verdict(const char *build_path, const char *bench_path, struct buf *out, struct error *err);
 
+/* Append the medians of the feedback workloads in us, in their order: "8.83 15.5 -". */
+int evidence_times(const char *bench_path, struct buf *out, struct error *err);
+
 #endif

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { REFUSED_SHOWN = 8, TRAJECTORY_TABLES = 3 };
+enum { REFUSED_SHOWN = 8, TRAJECTORY_TABLES = 3, TIMES_SHOWN = 8 };
 
 static void take(struct parts *parts, const char *name, struct buf *b, size_t ceiling)
 {
@@ -438,6 +438,59 @@ static void take_waiting(struct parts *parts, const cJSON *world)
 		parts_copy(parts, "waiting", "");
 }
 
+/* The record of a node's best kernel: what it was closed with, or the best attempt of the cycle so far; NULL if none has passed. */
+static const cJSON *best_attempt(const cJSON *node)
+{
+	const cJSON *cycle = json_get(node, "cycle"), *best = json_get(cycle, "best"), *solution = json_get(node, "solution"), *attempt;
+
+	if (cJSON_IsObject(solution))
+		return solution;
+	cJSON_ArrayForEach(attempt, json_get(cycle, "attempts"))
+		if (cJSON_IsNumber(best) && json_number(attempt, "attempt", 0) == best->valuedouble)
+			return attempt;
+	return NULL;
+}
+
+/* The fastest kernels, one a node, with their times side by side: one workload's gain is another family's. */
+static int take_times(struct parts *parts, const cJSON *world, const char *round_folder, struct error *err)
+{
+	const cJSON *shown[TIMES_SHOWN], *nodes[TIMES_SHOWN], *node;
+	struct buf b;
+	int count = 0, status = 0;
+
+	cJSON_ArrayForEach(node, json_get(world, "nodes")) {
+		const cJSON *attempt = best_attempt(node);
+		int at = count < TIMES_SHOWN ? count : TIMES_SHOWN;
+
+		while (attempt && at > 0 && json_number(shown[at - 1], "score", 0) < json_number(attempt, "score", 0))
+			at--;
+		if (!attempt || at == TIMES_SHOWN)
+			continue;
+		count += count < TIMES_SHOWN;
+		for (int i = count - 1; i > at; i--) {
+			shown[i] = shown[i - 1];
+			nodes[i] = nodes[i - 1];
+		}
+		shown[at] = attempt;
+		nodes[at] = node;
+	}
+	buf_init(&b, JSON_MAX_BYTES);
+	for (int i = 0; i < count && status == 0; i++) {
+		struct files files = attempt_files(shown[i], round_folder, parts_language(parts));
+
+		buf_printf(&b, "- %s: ", json_string(nodes[i], "id"));
+		status = evidence_times(files.bench, &b, err);
+		buf_puts(&b, " us, ");
+		outline_factor(json_number(shown[i], "score", 0) / 100, &b);
+		buf_putc(&b, '\n');
+		files_release(&files);
+	}
+	if (count == 0)
+		buf_puts(&b, "(No kernel has passed yet.)\n");
+	take(parts, "times", &b, PART_TIMES);
+	return status;
+}
+
 /* The last attempts with their tables, earlier ones as a line each. */
 static int take_trajectory(struct parts *parts, const cJSON *attempts, const char *round_folder, struct error *err)
 {
@@ -544,6 +597,8 @@ cJSON *prompt_edit(const struct prompt_source *source, const cJSON *world, const
 		status = take_trajectory(&parts, json_get(ended, "attempts"), round_folder, err);
 	if (status == 0)
 		status = take_result(&parts, ended, round_folder, err);
+	if (status == 0)
+		status = take_times(&parts, world, round_folder, err);
 	take_prediction(&parts, node);
 	take_refused(&parts, world);
 	take_frontier(&parts, world);
@@ -555,23 +610,27 @@ cJSON *prompt_edit(const struct prompt_source *source, const cJSON *world, const
 	return request;
 }
 
-/* The fastest kernel of the run, as code. */
-static int take_best_code(struct parts *parts, const cJSON *world, const char *round_folder, struct error *err)
+/* The fastest kernel of the run and its verdict. */
+static int take_best(struct parts *parts, const cJSON *world, const char *round_folder, struct error *err)
 {
 	const cJSON *best = json_get(world, "best");
-	struct buf b;
+	struct buf code, verdict;
 	int status = 0;
 
-	buf_init(&b, JSON_MAX_BYTES);
+	buf_init(&code, JSON_MAX_BYTES);
+	buf_init(&verdict, JSON_MAX_BYTES);
 	if (cJSON_IsObject(best)) {
-		char *path = xasprintf("%s/%s", round_folder, json_string(best, "kernel"));
+		struct files files = attempt_files(best, round_folder, parts_language(parts));
 
-		status = evidence_code(path, parts_language(parts), &b, err);
-		free(path);
+		status = evidence_code(files.kernel, parts_language(parts), &code, err);
+		if (status == 0)
+			status = evidence_verdict(files.build, files.bench, &verdict, err);
+		files_release(&files);
 	} else {
-		buf_puts(&b, "(No kernel has passed yet.)\n");
+		buf_puts(&code, "(No kernel has passed yet.)\n");
 	}
-	take(parts, "code", &b, JSON_MAX_BYTES);
+	take(parts, "code", &code, JSON_MAX_BYTES);
+	take(parts, "verdict", &verdict, JSON_MAX_BYTES);
 	return status;
 }
 
@@ -587,7 +646,9 @@ cJSON *prompt_refill(const struct prompt_source *source, const cJSON *world, con
 	if (status == 0)
 		status = take_operations(&parts, source, PROMPT_MAX_NEW_FIRST, err);
 	if (status == 0)
-		status = take_best_code(&parts, world, round_folder, err);
+		status = take_best(&parts, world, round_folder, err);
+	if (status == 0)
+		status = take_times(&parts, world, round_folder, err);
 	take_refused(&parts, world);
 	take_frontier(&parts, world);
 	take_waiting(&parts, world);

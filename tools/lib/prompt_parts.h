@@ -25,6 +25,7 @@ enum {
 	PART_ATTEMPTS = 3000,
 	PART_TRAJECTORY = 24000,
 	PART_LEDGER = 2000,
+	PART_TIMES = 3000,
 	PART_INSPIRATIONS = 48000, /* only in evolve.md, which holds neither outline nor path */
 	/* Kernels and verdicts: evidence.h. Two kernels and two verdicts at most are in one prompt: 140,000. */
 };
