@@ -1,0 +1,679 @@
+#include "task.h"
+#include <cuda_runtime.h>
+#include <cuda_bf16.h>
+
+enum {
+	HEADS = KM_AXIS_NUM_QO_HEADS, CKV = KM_AXIS_HEAD_DIM_CKV, KPE = KM_AXIS_HEAD_DIM_KPE, WIDTH = CKV + KPE,
+	STRIDE = WIDTH + 8, /* 73 * 16 bytes: eight rows lie in different banks */
+	TILE = 32, STAGES = 5, WARPS = 8, CONSUMERS = 32 * WARPS,
+	PRODUCERS = 4, THREADS = CONSUMERS + 32 * PRODUCERS,
+	ROWS = TILE / PRODUCERS, GROUP = 32 / ROWS, /* rows of a tile for each producer warp; tiles whose pages its lanes hold */
+	KGROUPS = 4, STEPS = WIDTH / 16 / KGROUPS, /* 9 steps of 16 for each warp */
+	OWN = CKV / WARPS, COLUMN_TILES = OWN / 8,
+	CHUNKS = 132, LEAST = 32 /* a full tile */, SLOTS = 2 * CHUNKS,
+	RED_STRIDE = 40, P_STRIDE = 40,
+	WARM = 64, /* threads that warm the translations */
+	BOUND = 480, /* threads for the compiler: 136 registers each, which leaves room for a block of the join beside this one */
+};
+
+struct shared {
+	uint16_t kv[STAGES][TILE][STRIDE];
+	uint16_t q[HEADS][STRIDE]; /* of the next sequence */
+	float red[KGROUPS][HEADS][RED_STRIDE];
+	uint16_t p[HEADS][P_STRIDE];
+	float old[HEADS], inverse[HEADS];
+	uint64_t full[STAGES], empty[STAGES];
+};
+
+static int chunk_tokens(const struct km_args *a)
+{
+	int64_t c = (a->num_kv_indices + CHUNKS - 1) / CHUNKS;
+
+	return c < LEAST ? (int)LEAST : (int)c;
+}
+
+/* Tiles of equal size: a small remainder as the last tile would cost a whole turn after the last bytes. 17 to 32. */
+static int tile_tokens(int chunk)
+{
+	int tiles = (chunk + TILE - 1) / TILE;
+
+	return (chunk + tiles - 1) / tiles;
+}
+
+__device__ static __forceinline__ unsigned shared_address(const void *p)
+{
+	return (unsigned)__cvta_generic_to_shared(p);
+}
+
+__device__ static __forceinline__ void barrier_init(unsigned bar, unsigned count)
+{
+	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
+}
+
+__device__ static __forceinline__ void barrier_wait(unsigned bar, unsigned parity)
+{
+	unsigned done;
+
+	do {
+		asm volatile("{\n\t.reg .pred p;\n\t"
+			     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+			     "selp.u32 %0, 1, 0, p;\n\t}"
+			     : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+	} while (!done);
+}
+
+__device__ static __forceinline__ void barrier_arrive(unsigned bar)
+{
+	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+
+/* Arrives when all copies that this thread has begun are done. */
+__device__ static __forceinline__ void barrier_arrive_copies(unsigned bar)
+{
+	asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
+
+/* 16 bytes to shared memory; unless ALL, zeros if not `there`. */
+template <bool ALL> __device__ static __forceinline__ void copy_async(unsigned to, const void *from, bool there)
+{
+	if (ALL)
+		asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+	else
+		asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
+/* The rows of a tile that belong to a producer warp; lane first + r has the page of row r. */
+template <bool ALL>
+__device__ static __forceinline__ void copy_rows(unsigned to, unsigned to_kpe, const uint16_t *ckv, const uint16_t *kpe, int pages, int first,
+						 int valid, int lane)
+{
+#pragma unroll
+	for (int r = 0; r < ROWS; r++) {
+		const int64_t page = __shfl_sync(0xffffffffu, pages, first + r);
+		const uint16_t *from = ckv + page * CKV;
+
+		copy_async<ALL>(to + r * (STRIDE * 2), from, r < valid);
+		copy_async<ALL>(to + r * (STRIDE * 2) + CKV, from + CKV / 2, r < valid);
+	}
+#pragma unroll
+	for (int r = 0; r < ROWS; r += 4) {
+		const int mine = r + lane / 8;
+		const int64_t page = __shfl_sync(0xffffffffu, pages, first + mine);
+
+		copy_async<ALL>(to_kpe + r * (STRIDE * 2), kpe + page * KPE, mine < valid);
+	}
+}
+
+/* So that a later access finds the translation of the address. */
+__device__ static __forceinline__ void prefetch_line(const void *p)
+{
+	asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
+}
+
+/* Bytes to the second-level cache: a multiple of 16, aligned so. */
+__device__ static __forceinline__ void prefetch_bytes(const void *p, unsigned bytes)
+{
+	asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+}
+
+/* The queries of a sequence to shared memory, by all consumers, whole rows at a time. */
+__device__ static __forceinline__ void copy_queries(struct shared *s, const uint16_t *q_nope, const uint16_t *q_pe, int b)
+{
+	const int i = (int)threadIdx.x;
+	const uint16_t *from = q_nope + (int64_t)b * (HEADS * CKV) + i * 8;
+	const unsigned to = shared_address(&s->q[i / (CKV / 8)][i % (CKV / 8) * 8]);
+
+#pragma unroll
+	for (int k = 0; k < HEADS * CKV / 8 / CONSUMERS; k++)
+		copy_async<true>(to + k * (CONSUMERS / (CKV / 8) * STRIDE * 2), from + k * (CONSUMERS * 8), true);
+	if (i < HEADS * KPE / 8)
+		copy_async<true>(shared_address(&s->q[i / (KPE / 8)][CKV + i % (KPE / 8) * 8]), q_pe + (int64_t)b * (HEADS * KPE) + i * 8, true);
+}
+
+/* Of the consumer warps. */
+__device__ static __forceinline__ void consumers_sync()
+{
+	asm volatile("bar.sync 1, 256;" ::: "memory");
+}
+
+__device__ static __forceinline__ void load_matrix4(unsigned *to, unsigned row)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+		     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
+}
+
+__device__ static __forceinline__ void load_matrix4_turned(unsigned *to, unsigned row)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+		     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
+}
+
+__device__ static __forceinline__ void multiply_add(float *sum, const unsigned *a, unsigned b0, unsigned b1)
+{
+	asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+		     : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+		     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ static __forceinline__ float power2(float x)
+{
+	float y;
+
+	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+	return y;
+}
+
+/* Two numbers as bfloat16, the first in the lower half. */
+__device__ static __forceinline__ unsigned pack_two(float x, float y)
+{
+	__nv_bfloat162 both = __floats2bfloat162_rn(x, y);
+
+	return *reinterpret_cast<unsigned *>(&both);
+}
+
+__device__ static __forceinline__ float minus_infinity()
+{
+	return __int_as_float((int)0xff800000u);
+}
+
+/* By way of integers in the same order. */
+__device__ static __forceinline__ float warp_max(float x)
+{
+	int i = __float_as_int(x);
+
+	i ^= (i >> 31) & 0x7fffffff;
+	i = __reduce_max_sync(0xffffffffu, i);
+	i ^= (i >> 31) & 0x7fffffff;
+	return __int_as_float(i);
+}
+
+__device__ static __forceinline__ float warp_sum(float x)
+{
+#pragma unroll
+	for (int d = 16; d > 0; d /= 2)
+		x += __shfl_xor_sync(0xffffffffu, x, d);
+	return x;
+}
+
+/* Block i has the flat tokens from i * chunk on, whatever their sequences. */
+static __global__ void __launch_bounds__(BOUND, 1) attend(const struct km_args a, int chunk, int step, float *meta, uint16_t *parts)
+{
+	extern __shared__ __align__(128) unsigned char memory[];
+	struct shared *s = reinterpret_cast<struct shared *>(memory);
+	const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+	const int c0 = (int)blockIdx.x * chunk;
+	const int n = min(chunk, (int)a.num_kv_indices - c0);
+	const int batch = (int)a.batch_size;
+	const unsigned full = shared_address(s->full), empty = shared_address(s->empty);
+	const unsigned kv = shared_address(s->kv);
+
+	if (warp >= WARPS) {
+		const int row = (warp - WARPS) * ROWS;
+		int at = lane / ROWS * step + row + lane % ROWS; /* from row `step` on a page of the next tile, not used */
+		int pages = at < n ? __ldg(a.kv_indices + c0 + at) : 0;
+		int next = at + GROUP * step < n ? __ldg(a.kv_indices + c0 + at + GROUP * step) : 0;
+
+		if (warp == WARPS && lane == 0) {
+			for (int i = 0; i < STAGES; i++) {
+				barrier_init(full + 8 * i, 32 * PRODUCERS);
+				barrier_init(empty + 8 * i, WARPS);
+			}
+			asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+		}
+		__syncthreads();
+		asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+
+		const unsigned to = kv + (unsigned)((row * STRIDE + lane * 8) * 2);
+		const unsigned to_kpe = kv + (unsigned)(((row + lane / 8) * STRIDE + CKV + lane % 8 * 8) * 2);
+		const uint16_t *ckv = a.ckv_cache + lane * 8;
+		const uint16_t *kpe = a.kpe_cache + lane % 8 * 8;
+		int stage = 0;
+		unsigned parity = 1; /* of the round before */
+
+#pragma unroll 1
+		for (int t = 0; t * step < n; t++) {
+			const unsigned offset = (unsigned)(stage * (TILE * STRIDE * 2));
+			const int first = t % GROUP * ROWS;
+			const int valid = min(step, n - t * step) - row;
+
+			if (t >= STAGES)
+				barrier_wait(empty + 8 * stage, parity);
+			if (valid >= ROWS)
+				copy_rows<true>(to + offset, to_kpe + offset, ckv, kpe, pages, first, valid, lane);
+			else /* zeros to the rest: values that are weighted with 0 must not be NaN */
+				copy_rows<false>(to + offset, to_kpe + offset, ckv, kpe, pages, first, valid, lane);
+			barrier_arrive_copies(full + 8 * stage);
+			if (t % GROUP == GROUP - 1) {
+				pages = next;
+				at += GROUP * step;
+				next = at + GROUP * step < n ? __ldg(a.kv_indices + c0 + at + GROUP * step) : 0;
+			}
+			if (++stage == STAGES) {
+				stage = 0;
+				parity ^= 1;
+			}
+		}
+		asm volatile("cp.async.wait_all;" ::: "memory");
+		return;
+	}
+
+	/* Consumers. */
+	int end0 = lane < batch ? __ldg(a.kv_indptr + lane + 1) : 0x7fffffff;
+	int end1 = lane + 32 < batch ? __ldg(a.kv_indptr + lane + 33) : 0x7fffffff;
+
+	__syncthreads();
+	asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+
+	if (lane == 0 && warp < 3)
+		prefetch_line(warp == 0 ? (const void *)(parts + (int64_t)blockIdx.x * (2 * HEADS * CKV))
+				   : warp == 1 ? (const void *)a.output : (const void *)a.lse);
+	else if (warp >= WARPS - WARM / 32 && a.num_kv_indices >= 8192) {
+		/* While kv_indices is on its way: touch the caches once every 2 MB, so that the gather finds its translations
+		 * under way. Nine blocks, neighbours or eight apart, touch nearly all of 1 GB for the SMs that share a table. */
+		const int64_t ckv_bytes = a.num_pages * (CKV * 2), kpe_bytes = a.num_pages * (KPE * 2);
+		const unsigned ckv_units = (unsigned)(ckv_bytes >> 21) + 1, kpe_units = (unsigned)(kpe_bytes >> 21) + 1;
+		const unsigned unit = (blockIdx.x * WARM + threadIdx.x % WARM) % (ckv_units + kpe_units);
+
+		if (unit < ckv_units)
+			prefetch_line((const char *)a.ckv_cache + min((int64_t)unit << 21, ckv_bytes - 16));
+		else
+			prefetch_line((const char *)a.kpe_cache + min((int64_t)(unit - ckv_units) << 21, kpe_bytes - 16));
+	}
+
+	int b = 0, begin = 0, end = (int)a.num_kv_indices;
+
+	if (batch > 1) { /* otherwise the queries need not wait for kv_indptr */
+		/* While kv_indptr is on its way, all blocks together fetch all queries to the second-level cache, 1 KB a thread. */
+		const int unit = (lane * WARPS + warp) * (int)gridDim.x + (int)blockIdx.x;
+
+		if (unit < batch * HEADS)
+			prefetch_bytes(a.q_nope + (int64_t)unit * CKV, CKV * 2);
+		else if (unit < batch * (HEADS + HEADS * KPE / CKV))
+			prefetch_bytes(a.q_pe + (int64_t)(unit - batch * HEADS) * CKV, CKV * 2);
+
+		int before = (end0 <= c0) + (end1 <= c0);
+
+		for (int i = lane + 64; i < batch; i += 32)
+			before += __ldg(a.kv_indptr + i + 1) <= c0;
+		b = __reduce_add_sync(0xffffffffu, before);
+		begin = __ldg(a.kv_indptr + b);
+		end = __ldg(a.kv_indptr + b + 1);
+	}
+
+	const int kgroup = warp % KGROUPS, half = warp / KGROUPS, g = lane / 4, t4 = lane % 4;
+	const int head = 2 * warp; /* this one and the next in the softmax */
+	const float scale = a.sm_scale * 1.44269504088896341f;
+	const unsigned k_at = kv + (unsigned)(((half * 16 + lane / 16 * 8 + lane % 8) * STRIDE + kgroup * (STEPS * 16) + lane / 8 % 2 * 8) * 2);
+	const unsigned v_at = kv + (unsigned)(((lane / 8 % 2 * 8 + lane % 8) * STRIDE + warp * OWN + lane / 16 * 8) * 2);
+	const unsigned p_at = shared_address(s->p) + (unsigned)(((lane / 8 % 2 * 8 + lane % 8) * P_STRIDE + lane / 16 * 8) * 2);
+
+	const unsigned q_at = shared_address(s->q) + (unsigned)(((lane / 8 % 2 * 8 + lane % 8) * STRIDE + kgroup * (STEPS * 16) + lane / 16 * 8) * 2);
+	copy_queries(s, a.q_nope, a.q_pe, b);
+
+	for (;;) {
+		const int lo = max(begin - c0, 0), hi = min(end - c0, n);
+		unsigned q[STEPS][4];
+		float acc[COLUMN_TILES][4];
+		float max0 = minus_infinity(), max1 = minus_infinity(), sum0 = 0, sum1 = 0;
+
+		/* Rows come whole and the fragments from shared memory: fragments from global memory
+		 * would be 8 lines an instruction, in the way of the copies of the tiles. */
+		asm volatile("cp.async.wait_all;" ::: "memory");
+		consumers_sync();
+#pragma unroll
+		for (int k = 0; k < STEPS; k++)
+			load_matrix4(q[k], q_at + k * 32);
+
+		/* The queries of the next sequence of this block, while this one is at work. */
+		int next_b = b, next_end = end;
+
+		if (hi < n) {
+			do {
+				next_b++;
+				next_end = __ldg(a.kv_indptr + next_b + 1);
+			} while (next_end <= end);
+			consumers_sync(); /* all have read theirs */
+			copy_queries(s, a.q_nope, a.q_pe, next_b);
+		}
+#pragma unroll
+		for (int j = 0; j < COLUMN_TILES; j++)
+#pragma unroll
+			for (int i = 0; i < 4; i++)
+				acc[j][i] = 0;
+
+		for (int t = (int)((unsigned)lo / (unsigned)step); t * step < hi; t++) {
+			const int base = t * step;
+			const int stage = t % STAGES;
+			const unsigned stage_at = (unsigned)(stage * TILE * STRIDE * 2);
+
+			barrier_wait(full + 8 * stage, (unsigned)(t / STAGES) & 1);
+			/* Tokens of others are masked below, whatever red has of them. */
+			if (base + half * 16 < hi && base + half * 16 + 16 > lo) {
+				float x[2][2][4]; /* even and odd steps, 8 tokens each */
+
+#pragma unroll
+				for (int i = 0; i < 16; i++)
+					x[i / 8][i / 4 % 2][i % 4] = 0;
+#pragma unroll
+				for (int k = 0; k < STEPS; k++) {
+					unsigned r[4];
+
+					load_matrix4(r, k_at + stage_at + k * 32);
+					multiply_add(x[k % 2][0], q[k], r[0], r[1]);
+					multiply_add(x[k % 2][1], q[k], r[2], r[3]);
+				}
+#pragma unroll
+				for (int j = 0; j < 2; j++) {
+					int token = half * 16 + j * 8 + t4 * 2;
+
+					*reinterpret_cast<float2 *>(&s->red[kgroup][g][token]) =
+						make_float2(x[0][j][0] + x[1][j][0], x[0][j][1] + x[1][j][1]);
+					*reinterpret_cast<float2 *>(&s->red[kgroup][g + 8][token]) =
+						make_float2(x[0][j][2] + x[1][j][2], x[0][j][3] + x[1][j][3]);
+				}
+			}
+			consumers_sync();
+			{
+				const int token = base + lane;
+				const bool inside = lane < step && token >= lo && token < hi;
+				float x0 = (s->red[0][head][lane] + s->red[1][head][lane]) + (s->red[2][head][lane] + s->red[3][head][lane]);
+				float x1 = (s->red[0][head + 1][lane] + s->red[1][head + 1][lane])
+					   + (s->red[2][head + 1][lane] + s->red[3][head + 1][lane]);
+
+				x0 = inside ? x0 * scale : minus_infinity();
+				x1 = inside ? x1 * scale : minus_infinity();
+
+				/* finite: each tile here has a token of the sequence */
+				float new0 = fmaxf(max0, warp_max(x0)), new1 = fmaxf(max1, warp_max(x1));
+				float p0 = power2(x0 - new0), p1 = power2(x1 - new1);
+				float old0 = power2(max0 - new0), old1 = power2(max1 - new1);
+
+				s->p[head][lane] = __bfloat16_as_ushort(__float2bfloat16(p0));
+				s->p[head + 1][lane] = __bfloat16_as_ushort(__float2bfloat16(p1));
+				if (lane == 0) {
+					s->old[head] = old0;
+					s->old[head + 1] = old1;
+				}
+				sum0 = sum0 * old0 + p0;
+				sum1 = sum1 * old1 + p1;
+				max0 = new0;
+				max1 = new1;
+			}
+			consumers_sync();
+			{
+				unsigned p[2][4];
+				const float upper = s->old[g], lower = s->old[g + 8];
+
+				load_matrix4(p[0], p_at);
+				load_matrix4(p[1], p_at + 32);
+#pragma unroll
+				for (int j = 0; j < COLUMN_TILES; j++) {
+					acc[j][0] *= upper;
+					acc[j][1] *= upper;
+					acc[j][2] *= lower;
+					acc[j][3] *= lower;
+				}
+#pragma unroll
+				for (int k = 0; k < 2; k++)
+#pragma unroll
+					for (int j = 0; j < COLUMN_TILES; j += 2) {
+						unsigned r[4];
+
+						load_matrix4_turned(r, v_at + stage_at + k * (16 * STRIDE * 2) + j * 16);
+						multiply_add(acc[j], p[k], r[0], r[1]);
+						multiply_add(acc[j + 1], p[k], r[2], r[3]);
+					}
+			}
+			if (hi >= min(base + step, n)) { /* no later sequence needs this tile */
+				__syncwarp();
+				if (lane == 0)
+					barrier_arrive(empty + 8 * stage);
+			}
+		}
+
+		sum0 = warp_sum(sum0);
+		sum1 = warp_sum(sum1);
+		{
+			/* A whole sequence goes to the outputs, a part in the same form to the workspace. */
+			const bool whole = begin >= c0 && end <= c0 + n;
+			const int64_t row = (int64_t)(whole ? b : 2 * (int)blockIdx.x + (begin >= c0 ? 1 : 0)) * HEADS;
+
+			if (lane == 0) {
+				float *to_lse = (whole ? a.lse : meta) + row + head;
+
+				s->inverse[head] = 1.0f / sum0;
+				s->inverse[head + 1] = 1.0f / sum1;
+				to_lse[0] = max0 + log2f(sum0);
+				to_lse[1] = max1 + log2f(sum1);
+			}
+			consumers_sync();
+
+			const float upper = s->inverse[g], lower = s->inverse[g + 8];
+			const bool odd = t4 % 2 != 0;
+			uint16_t *to = (whole ? a.output : parts) + (row + g) * CKV + warp * OWN + t4 % 2 * 8 + t4 / 2 * 4;
+
+			/* Neighbours exchange halves, so that four lanes write the 32 bytes of two tiles at once. */
+#pragma unroll
+			for (int j = 0; j < COLUMN_TILES; j += 2)
+#pragma unroll
+				for (int h = 0; h < 2; h++) {
+					const float factor = h ? lower : upper;
+					const unsigned x = pack_two(acc[j][2 * h] * factor, acc[j][2 * h + 1] * factor);
+					const unsigned y = pack_two(acc[j + 1][2 * h] * factor, acc[j + 1][2 * h + 1] * factor);
+					const unsigned got = __shfl_xor_sync(0xffffffffu, odd ? x : y, 1);
+
+					*reinterpret_cast<uint2 *>(to + h * (8 * CKV) + 8 * j) = make_uint2(odd ? got : x, odd ? y : got);
+				}
+		}
+		if (hi >= n)
+			break;
+		b = next_b;
+		begin = end;
+		end = next_end;
+	}
+}
+
+/* A block joins COLUMNS columns of one head of one sequence; GROUPS groups of threads share the parts.
+ * RESIDENT limits the registers, so that all blocks wait beside attend and none has to start after it. */
+template <int COLUMNS, int GROUPS, int AHEAD, int RESIDENT>
+static __global__ void __launch_bounds__(COLUMNS / 4 * GROUPS, RESIDENT)
+join_parts(const int32_t *indptr, int chunk, const float *meta, const uint16_t *parts, uint16_t *output, float *lse)
+{
+	constexpr int LANES = COLUMNS / 4, SPLIT = CKV / COLUMNS, META = (CHUNKS + 31) / 32;
+	constexpr int INSIDE = LANES < 32 ? 32 / LANES : 1; /* groups within a warp */
+	__shared__ float weight[META * 32];
+	__shared__ float4 other[GROUPS / INSIDE][LANES];
+	const int piece = (int)(blockIdx.x % SPLIT);
+	const int64_t row = blockIdx.x / SPLIT;
+	const int head = (int)(row % HEADS);
+	const int64_t b = row / HEADS;
+	const int lane = (int)threadIdx.x % LANES, group = (int)threadIdx.x / LANES;
+	const int start = indptr[b], end = indptr[b + 1];
+	const int first = start / chunk;
+	const int count = end > start ? (end - 1) / chunk - first + 1 : 0;
+	uint16_t *to = output + row * CKV + piece * COLUMNS + lane * 4;
+
+	const uint16_t *from = parts + (int64_t)head * CKV + piece * COLUMNS + lane * 4;
+
+	if (count > 1 && threadIdx.x == 0) {
+		prefetch_line(to);
+		prefetch_line(lse + row);
+		prefetch_line(from + (int64_t)(2 * first + 1) * (HEADS * CKV));
+	}
+	asm volatile("griddepcontrol.wait;" ::: "memory");
+	if (count == 1)
+		return; /* written already */
+	if (count == 0) {
+		if (group == 0)
+			*reinterpret_cast<uint2 *>(to) = make_uint2(0, 0);
+		if (piece == 0 && threadIdx.x == 0)
+			lse[row] = minus_infinity();
+		return;
+	}
+
+	uint2 v[AHEAD];
+	float4 sum = make_float4(0, 0, 0, 0);
+
+#pragma unroll
+	for (int k = 0; k < AHEAD; k++) {
+		int p = group + k * GROUPS;
+		int slot = 2 * (first + p) + (p == 0 ? 1 : 0);
+
+		v[k] = make_uint2(0, 0);
+		if (p < count)
+			v[k] = *reinterpret_cast<const uint2 *>(from + (int64_t)slot * (HEADS * CKV));
+	}
+	if (threadIdx.x < 32) {
+		float m[META];
+		float most = minus_infinity(), total = 0;
+
+#pragma unroll
+		for (int k = 0; k < META; k++) {
+			int p = (int)threadIdx.x + 32 * k;
+			int slot = 2 * (first + p) + (p == 0 ? 1 : 0);
+
+			m[k] = minus_infinity();
+			if (p < count)
+				m[k] = meta[slot * HEADS + head];
+		}
+#pragma unroll
+		for (int k = 0; k < META; k++)
+			most = fmaxf(most, m[k]);
+		most = warp_max(most);
+#pragma unroll
+		for (int k = 0; k < META; k++) {
+			m[k] = power2(m[k] - most);
+			total += m[k];
+		}
+		total = warp_sum(total);
+
+		float inverse = 1.0f / total;
+
+#pragma unroll
+		for (int k = 0; k < META; k++)
+			weight[threadIdx.x + 32 * k] = m[k] * inverse;
+		if (piece == 0 && threadIdx.x == 0)
+			lse[row] = most + log2f(total);
+	}
+	__syncthreads();
+	for (int base = group;;) {
+#pragma unroll
+		for (int k = 0; k < AHEAD; k++) {
+			int p = base + k * GROUPS;
+			float w = p < count ? weight[p] : 0.0f;
+
+			sum.x += w * __uint_as_float(v[k].x << 16);
+			sum.y += w * __uint_as_float(v[k].x & 0xffff0000u);
+			sum.z += w * __uint_as_float(v[k].y << 16);
+			sum.w += w * __uint_as_float(v[k].y & 0xffff0000u);
+		}
+		base += AHEAD * GROUPS;
+		if (base >= count)
+			break;
+#pragma unroll
+		for (int k = 0; k < AHEAD; k++) {
+			int p = base + k * GROUPS; /* never 0 here */
+
+			v[k] = make_uint2(0, 0);
+			if (p < count)
+				v[k] = *reinterpret_cast<const uint2 *>(from + (int64_t)(2 * (first + p)) * (HEADS * CKV));
+		}
+	}
+	if (GROUPS > 1) {
+		__syncwarp();
+#pragma unroll
+		for (int d = LANES; d < 32; d *= 2) {
+			sum.x += __shfl_xor_sync(0xffffffffu, sum.x, d);
+			sum.y += __shfl_xor_sync(0xffffffffu, sum.y, d);
+			sum.z += __shfl_xor_sync(0xffffffffu, sum.z, d);
+			sum.w += __shfl_xor_sync(0xffffffffu, sum.w, d);
+		}
+		if (group % INSIDE == 0)
+			other[group / INSIDE][lane] = sum;
+		__syncthreads();
+		if (group == 0) {
+#pragma unroll
+			for (int i = 1; i < GROUPS / INSIDE; i++) {
+				float4 x = other[i][lane];
+
+				sum.x += x.x;
+				sum.y += x.y;
+				sum.z += x.z;
+				sum.w += x.w;
+			}
+		}
+	}
+	if (group == 0) {
+		__nv_bfloat162 *pair = reinterpret_cast<__nv_bfloat162 *>(to);
+
+		pair[0] = __floats2bfloat162_rn(sum.x, sum.y);
+		pair[1] = __floats2bfloat162_rn(sum.z, sum.w);
+	}
+}
+
+template <int COLUMNS, int GROUPS, int AHEAD, int RESIDENT>
+static cudaError_t launch_join(const struct km_args *a, int chunk, const float *meta, const uint16_t *parts)
+{
+	cudaLaunchConfig_t config = {};
+	cudaLaunchAttribute attribute[1];
+
+	attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	attribute[0].val.programmaticStreamSerializationAllowed = 1;
+	config.gridDim = dim3((unsigned)(a->batch_size * HEADS * (CKV / COLUMNS)));
+	config.blockDim = dim3(COLUMNS / 4 * GROUPS);
+	config.dynamicSmemBytes = 0;
+	config.stream = (cudaStream_t)a->stream;
+	config.attrs = attribute;
+	config.numAttrs = 1;
+	return cudaLaunchKernelEx(&config, join_parts<COLUMNS, GROUPS, AHEAD, RESIDENT>, (const int32_t *)a->kv_indptr, chunk, meta, parts,
+				  (uint16_t *)a->output, (float *)a->lse);
+}
+
+size_t km_workspace(const struct km_args *)
+{
+	return (size_t)SLOTS * HEADS * (CKV * sizeof(uint16_t) + sizeof(float));
+}
+
+int km_init(const struct km_args *)
+{
+	cudaError_t error = cudaFuncSetAttribute(attend, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(struct shared));
+
+	/* The same division of the first-level cache, so that blocks of the join can come while attend runs. */
+	if (error == cudaSuccess)
+		error = cudaFuncSetAttribute(attend, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+	if (error == cudaSuccess)
+		error = cudaFuncSetAttribute(join_parts<32, 32, 4, 6>, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+	if (error == cudaSuccess)
+		error = cudaFuncSetAttribute(join_parts<256, 4, 4, 6>, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+	if (error == cudaSuccess)
+		error = cudaFuncSetAttribute(join_parts<512, 1, 12, 8>, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+	if (error == cudaSuccess)
+		error = cudaFuncSetAttribute(join_parts<512, 1, 4, 12>, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+	return (int)error;
+}
+
+int km_run(const struct km_args *a)
+{
+	cudaStream_t stream = (cudaStream_t)a->stream;
+	uint16_t *parts = (uint16_t *)a->workspace;
+	float *meta = (float *)(parts + (size_t)SLOTS * HEADS * CKV);
+	int chunk = chunk_tokens(a);
+	unsigned blocks = (unsigned)((a->num_kv_indices + chunk - 1) / chunk);
+	cudaError_t error;
+
+	if (a->batch_size <= 0)
+		return 0;
+	if (blocks > 0)
+		attend<<<blocks, THREADS, sizeof(struct shared), stream>>>(*a, chunk, tile_tokens(chunk), meta, parts);
+	if (a->batch_size <= 4)
+		error = launch_join<32, 32, 4, 6>(a, chunk, meta, parts);
+	else if (a->batch_size < 12)
+		error = launch_join<256, 4, 4, 6>(a, chunk, meta, parts);
+	else if (a->batch_size < 32)
+		error = launch_join<512, 1, 12, 8>(a, chunk, meta, parts);
+	else
+		error = launch_join<512, 1, 4, 12>(a, chunk, meta, parts);
+	if (error != cudaSuccess)
+		return (int)error;
+	return (int)cudaGetLastError();
+}
