@@ -230,6 +230,7 @@ setup_file() {
 }
 
 @test "a run knows the device that judges it by PROBE, and takes no earlier searches of its task along" {
+	cd "$BATS_TEST_TMPDIR"
 	cp -r "$ROOT/tasks/rmsnorm_h4096" rmsnorm
 	mkdir -p rmsnorm/runs/first/calls rmsnorm/best
 	echo '{}' >rmsnorm/runs/first/run.json
