@@ -18,7 +18,8 @@ setup() {
 	mkdir -p "$WORK"
 }
 
-# run_step OUTPUT COMMAND... : without faults first, then with each fault in turn. Files beside OUTPUT are watched.
+# check_step OUTPUT COMMAND... : without faults first, then with each fault in turn, upon an older output. Files beside OUTPUT
+# are watched.
 check_step() {
 	local output=$1 call n count status good=$WORK/good
 	shift
@@ -31,7 +32,7 @@ check_step() {
 		rm -f "$WORK/count"
 		# Allocations are many and alike: the first hundred and some of the others.
 		for n in $(seq 1 "$count" | awk 'NR <= 100 || NR % 97 == 0'); do
-			rm -f "$output"
+			echo "an older output" >"$output"
 			status=0
 			FAIL_CALL=$call FAIL_AT=$n LD_PRELOAD=$PEERS/fail.so "$@" 2>"$WORK/said" || status=$?
 			one_fault "$call $n of $count" "$status" "$output" "$good"
@@ -54,10 +55,11 @@ one_fault() {
 		diff "$good" "$output" || fault "$what: succeeded with other output"
 	else
 		[ -s "$WORK/said" ] || fault "$what: failed without a word"
+		[ "$(cat "$output")" = "an older output" ] || cmp -s "$good" "$output" || fault "$what: failed and left half an output"
 	fi
 	if compgen -G "$(dirname "$output")/.*.tmp" >/dev/null; then
-		[ "$status" -ne 0 ] || fault "$what: left a temporary file"
-		rm -f "$(dirname "$output")"/.*.tmp
+		ls -lA "$(dirname "$output")" >>"$WORK/said"
+		fault "$what: left a temporary file"
 	fi
 }
 

@@ -238,12 +238,49 @@ setup_file() {
 	run km_run a TASK="$PWD/rmsnorm" PROVIDER=manual PROBE="$PWD/probe.json"
 	[ "$status" -eq 75 ]
 	diff -r -x runs -x best rmsnorm "$STATE/a/task"
+	[ -e rmsnorm/runs/first/run.json ] && [ -d rmsnorm/best ]
 	[ ! -e "$STATE/a/task/runs" ] && [ ! -e "$STATE/a/task/best" ]
 	grep -q 'one empty kernel.*: 4.4 us' "$STATE"/a/r00000/ask-*.md
 	run km_run b TASK="$PWD/rmsnorm" PROVIDER=manual PROBE="$PWD/none.json"
 	[ "$status" -ne 0 ]
 	[[ $output == *none.json* ]]
 	[ ! -e "$STATE/b/run.json" ]
+}
+
+@test "a task that is a link, or holds links, is copied, and what it points to is left alone" {
+	cd "$BATS_TEST_TMPDIR"
+	cp -r "$ROOT/tasks/sgemm_cpu" real
+	mkdir -p real/runs/first real/best
+	mv real/README.md elsewhere.md
+	ln -s ../elsewhere.md real/README.md
+	ln -s real link
+	run km_run a TASK="$PWD/link" PROVIDER=manual
+	[ "$status" -eq 75 ]
+	[ -d real/runs/first ] && [ -d real/best ]
+	[ -z "$(find "$STATE/a/task" -type l)" ] && [ -d "$STATE/a/task" ]
+	cmp elsewhere.md "$STATE/a/task/README.md"
+	[ ! -e "$STATE/a/task/runs" ] && [ ! -e "$STATE/a/task/best" ]
+}
+
+@test "a value with quotes and spaces comes to the model as it was given, and nothing of it is run" {
+	run km_make run RUN=a TASK=sgemm_cpu PROVIDER=manual MODEL="it's; touch $BATS_TEST_TMPDIR/made"
+	[[ $output == *"waiting for 1"* ]]
+	[ "$(jq -r .defaults.model "$STATE/a/run.json")" = "it's; touch $BATS_TEST_TMPDIR/made" ]
+	[ "$(jq -r .parameters.model "$STATE/a/r00000/request.json")" = "it's; touch $BATS_TEST_TMPDIR/made" ]
+	[ ! -e "$BATS_TEST_TMPDIR/made" ]
+}
+
+@test "make -n of the demo, a comparison and the tests runs none of them" {
+	run km_make -n demo
+	[ "$status" -eq 0 ]
+	[[ $output == *tools/demo* ]]
+	run km_make -n compare TASK=sgemm_cpu PROVIDER=manual
+	[ "$status" -eq 0 ]
+	[[ $output == *tools/compare* ]]
+	run km_make -n test T=simulate
+	[ "$status" -eq 0 ]
+	[[ $output != *passed* ]]
+	[ ! -e "$STATE" ]
 }
 
 @test "a run whose making was cut off starts afresh" {
@@ -267,7 +304,7 @@ setup_file() {
 	run km_make -n run RUN=a ROUNDS=2
 	[ "$status" -eq 0 ]
 	[[ $output == *r00002/s1/reply.json* ]]
-	[[ $output != *r00001/world.json\ * || $output == *" $STATE/a/r00001/world.json"* ]]
+	[[ $output != *"-o $STATE/a/r00001/"* ]]
 	times "$STATE/a" | diff "$BATS_TEST_TMPDIR/before" -
 }
 

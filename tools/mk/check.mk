@@ -29,7 +29,7 @@ $(PEERS)/%.so: tests/preload/%.c $(OBJ)/flags
 test-programs: all $(UNIT_TESTS) $(PEER_PROGRAMS) $(PRELOADS)
 
 test: test-programs ## run the tests: T='llm update' picks files, KM_LONG=1 adds the long ones
-	+$(Q)KM_BIN=$(abspath $(BIN)) KM_PEERS=$(abspath $(PEERS)) SANITIZE=$(SANITIZE) \
+	$(Q)KM_BIN=$(abspath $(BIN)) KM_PEERS=$(abspath $(PEERS)) SANITIZE=$(SANITIZE) \
 	  tools/mk/prove -j$(JOBS) $(CHOSEN)
 
 lint: ## warnings as errors, gcc -fanalyzer, cppcheck, shellcheck, man pages against -h
@@ -40,10 +40,10 @@ lint: ## warnings as errors, gcc -fanalyzer, cppcheck, shellcheck, man pages aga
 	$(Q)tools/mk/lint man $(BIN)
 
 bench-tools: all ## what the tools themselves take: time per round, nothing to do, 10,000 nodes, prompts
-	+$(Q)tests/bench-tools.sh
+	$(Q)tests/bench-tools.sh
 
 bench-rounds: test-programs ## a search of 1,000 rounds, instant model and judge: do time, memory and files stay flat? ROUNDS=1000
-	+$(Q)$(if $(ROUNDS),ROUNDS=$(ROUNDS)) tests/bench-rounds.sh
+	$(Q)$(if $(ROUNDS),ROUNDS=$(ROUNDS)) tests/bench-rounds.sh
 
 # libFuzzer where clang is, else the driver in fuzz.c; the library is built again with sanitizers for it.
 FUZZ_CC := $(if $(shell command -v clang),clang,$(CC))

@@ -106,6 +106,7 @@ $(OBJ)/no-nvcc: $(OBJ)/flags
 endif
 
 clean: ## remove what was built (never anything in state/)
+	$(if $(BUNDLED),$(error a bundle has its programs from another machine and cannot build them again))
 	$(Q)rm -rf bin/.build bin/km-* bin/.km-*
 
 .PHONY: all clean

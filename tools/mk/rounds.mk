@@ -42,7 +42,7 @@ ASK := $(BIN)/km-llm --provider $(PROVIDER) --run $(S) $(if $(filter replay,$(PR
 ASK_TREE := $(ASK) --check '$(abspath $(BIN))/km-update check'
 # $(1) the role, PLAN or CODE: its own settings go before those of both.
 of_role = $(or $($(1)_$(2)),$($(2)))
-option = $(if $(call of_role,$(1),$(2)),--$(3) '$(call of_role,$(1),$(2))')
+option = $(if $(call of_role,$(1),$(2)),--$(3) $(call quoted,$(call of_role,$(1),$(2))))
 FOR_ROLE = --task $(S)/task --prompts $(S)/prompts $(call option,$(1),MODEL,model) $(call option,$(1),EFFORT,effort) \
   $(call option,$(1),TEMPERATURE,temperature) $(call option,$(1),MAX_TOKENS,max-tokens)
 FOR_PLAN := $(call FOR_ROLE,PLAN)

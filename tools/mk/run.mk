@@ -53,10 +53,14 @@ PROBE ?=
 KERNEL ?=
 
 SETTING_NAMES := TASK WIDTH K SAMPLES STRATEGY POLICY SEED ROUNDS EVALS PROVIDER MODEL JUDGE TARGET PATIENCE USD TOKENS SECONDS CALLS FROM FINAL PROBE
-SETTINGS = $(foreach n,$(SETTING_NAMES) $(ROLE_NAMES),$(if $($(n)),$(n)='$($(n))'))
+# A value as one word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+SETTINGS = $(foreach n,$(SETTING_NAMES) $(ROLE_NAMES),$(if $($(n)),$(n)=$(call quoted,$($(n)))))
 export KM_BIN := $(BIN)
 export EXEC
 
+# Under make -n tools/run previews; what would go on from its result is only named.
+DRY = $(if $(findstring n,$(firstword -$(MAKEFLAGS))),echo )
 need = $(if $($(1)),,$(error say which: $(1)=$(2)))
 
 run: all ## search: TASK= RUN= ROUNDS= EVALS= WIDTH= PROVIDER=openai|anthropic|exec|manual|replay MODEL= EXEC= ...
@@ -69,7 +73,7 @@ status: all ## what a run has found and spent: RUN=
 
 best: all ## judge the best kernel on the final workloads into state/RUN/best/: RUN=
 	$(call need,RUN,a run in state/)
-	$(Q)tools/report best $(S) $(if $(MARCH),--march '$(MARCH)')
+	$(Q)tools/report best $(S) $(if $(MARCH),--march $(call quoted,$(MARCH)))
 
 waiting: ## the questions that wait for an answer: RUN=
 	$(call need,RUN,a run in state/)
@@ -78,7 +82,7 @@ waiting: ## the questions that wait for an answer: RUN=
 rewind: ## drop the rounds after TO: RUN= TO=n (replies stay in calls/)
 	$(call need,RUN,a run in state/)
 	$(call need,TO,the last round to keep)
-	$(Q)tools/keep rewind $(S) '$(TO)'
+	$(Q)tools/keep rewind $(S) $(call quoted,$(TO))
 
 settle: ## after git clone or cp -r: set all files of a run to one time: RUN=
 	$(call need,RUN,a run in state/)
@@ -86,12 +90,12 @@ settle: ## after git clone or cp -r: set all files of a run to one time: RUN=
 
 bench: all ## compile and judge the kernels of a run that have no verdict: RUN= PACK=new-files.tar PROFILE=1 -jGPUS
 	$(call need,RUN,a run in state/)
-	+$(Q)tools/run $(S) $(SETTINGS) $(if $(PACK),PACK='$(PACK)') -- $(MAKE) -k verdicts
+	+$(Q)tools/run $(S) $(SETTINGS) $(if $(PACK),PACK=$(call quoted,$(PACK))) -- $(MAKE) -k verdicts
 
 record: ## make a recording of a run, to be replayed: RUN= TO=folder
 	$(call need,RUN,a run in state/)
 	$(call need,TO,a folder that does not exist yet)
-	$(Q)tools/keep record $(S) '$(TO)'
+	$(Q)tools/keep record $(S) $(call quoted,$(TO))
 
 replay: all ## search again with the replies of a recording: FROM=folder RUN= JUDGE=replay|real
 	$(call need,FROM,the folder of a recording)
@@ -100,10 +104,10 @@ replay: all ## search again with the replies of a recording: FROM=folder RUN= JU
 STRATEGIES ?= world evolve greedy best-of-n
 compare: all ## search a task by several strategies and compare: TASK= STRATEGIES='world evolve greedy best-of-n' EVALS=16 PROVIDER=
 	$(call need,RUN,a task in tasks/ by TASK=, or a name of the comparison)
-	+$(Q)tools/compare $(STATE) $(RUN) '$(STRATEGIES)' $(SETTINGS) -- $(MAKE) -k rounds
+	+$(Q)$(DRY)tools/compare $(STATE) $(RUN) $(call quoted,$(STRATEGIES)) $(SETTINGS) -- $(MAKE) -k rounds
 
 DEMO := tests/replies/sgemm_cpu_demo
 demo: all ## replay a recorded search on sgemm_cpu, compiled and timed here; no key needed
-	+$(Q)tools/demo $(DEMO) $(STATE) $(if $(MARCH),MARCH='$(MARCH)') -- $(MAKE)
+	+$(Q)$(DRY)tools/demo $(DEMO) $(STATE) $(if $(MARCH),MARCH=$(call quoted,$(MARCH))) -- $(MAKE)
 
 .PHONY: run status best waiting rewind settle bench record replay compare demo
