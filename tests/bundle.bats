@@ -37,6 +37,9 @@ need_mounts() {
 	echo "$output"
 	[ "$status" -eq 0 ]
 	[[ $output == *'Nothing to be done'* ]]
+	run env -u SANITIZE make -C "$HOST/kernel-make" --no-print-directory clean
+	[ "$status" -ne 0 ]
+	[ -x "$HOST/kernel-make/bin/km-bench" ]
 }
 
 @test "a bundle judges, and in a sandbox" {

@@ -478,6 +478,27 @@ assert_finished() {
 	[ "$(ls "$STATE/a/calls")" = "$calls" ]
 }
 
+@test "a rewind that is killed leaves a shorter run without a hole" {
+	km_run a FROM="$RECORDING" ROUNDS=4
+	mkdir "$BATS_TEST_TMPDIR/path"
+	printf '#!/bin/sh\n/bin/rm "$@"\nkill -9 $PPID\n' >"$BATS_TEST_TMPDIR/path/rm"
+	chmod +x "$BATS_TEST_TMPDIR/path/rm"
+	PATH=$BATS_TEST_TMPDIR/path:$PATH run "$ROOT/tools/keep" rewind "$STATE/a" 1
+	[ "$status" -ne 0 ]
+	[ "$(cd "$STATE/a" && echo r?????)" = "r00000 r00001 r00002 r00003" ]
+}
+
+@test "make best waits for nobody: while another works on the run it is refused" {
+	km_run a FROM="$RECORDING" ROUNDS=1 FINAL=no
+	exec {lock}<"$STATE/a"
+	flock -n "$lock"
+	run km_make best RUN=a
+	exec {lock}<&-
+	[ "$status" -ne 0 ]
+	[[ $output == *"another make is working on"* ]]
+	[ ! -e "$STATE/a/best" ]
+}
+
 @test "bench judges what has no verdict and nothing else, and packs it" {
 	km_run a FROM="$RECORDING" ROUNDS=2
 	rm "$STATE"/a/r00002/s?/bench.json "$STATE/a/r00002/s1/reply.json"
@@ -488,6 +509,15 @@ assert_finished() {
 	tar -tf "$BATS_TEST_TMPDIR/new.tar" | grep -q 'r00002/s0/bench.json'
 	run tar -tf "$BATS_TEST_TMPDIR/new.tar"
 	[[ $output != *r00001* ]]
+	rm "$STATE/a/r00002/s0/bench.json" "$STATE/a/r00002/s0/build.json" "$BATS_TEST_TMPDIR/new.tar"
+	local PROGRAM_FOLDER=$BATS_TEST_TMPDIR/bin
+	fake_judge "$PROGRAM_FOLDER"
+	printf '#!/bin/sh\necho no compiler here >&2\nexit 1\n' >"$PROGRAM_FOLDER/km-compile"
+	run km_make bench RUN=a PACK="$BATS_TEST_TMPDIR/new.tar"
+	echo "$output"
+	[ "$status" -ne 0 ]
+	[[ $output == *"no compiler here"*failed:*build.json* ]]
+	[ ! -e "$BATS_TEST_TMPDIR/new.tar" ]
 }
 
 @test "make -j3 bench judges three at a time, more than a round is wide" {
@@ -518,6 +548,18 @@ assert_finished() {
 	diff <(cd "$RECORDING" && ls -R) <(cd "$BATS_TEST_TMPDIR/again" && ls -R)
 	run km_make record RUN=a TO="$BATS_TEST_TMPDIR/again"
 	[ "$status" -ne 0 ]
+	# What is not ours to overwrite, and what a recording cannot do without.
+	mkdir "$BATS_TEST_TMPDIR/new.tmp"
+	touch "$BATS_TEST_TMPDIR/new.tmp/mine"
+	run km_make record RUN=a TO="$BATS_TEST_TMPDIR/new"
+	[ "$status" -ne 0 ]
+	[ -e "$BATS_TEST_TMPDIR/new.tmp/mine" ]
+	rm -r "$BATS_TEST_TMPDIR/new.tmp"
+	rm "$STATE/a/calls/$(jq -r '.tries[0]' "$STATE/a/r00002/s0/reply.json").json"
+	run km_make record RUN=a TO="$BATS_TEST_TMPDIR/new"
+	[ "$status" -ne 0 ]
+	[[ $output == *"reply is missing"*calls/* ]]
+	[ -z "$(ls -d "$BATS_TEST_TMPDIR"/new* 2>/dev/null | grep -v tar)" ]
 }
 
 @test "every file of a run passes the schema of its kind" {
