@@ -75,3 +75,24 @@ setup() {
 	for request in "$STATE"/a/r*/s0/edit-request.json; do :; done
 	jq -r '.messages[1].content' "$request" | grep -q '^- all: [0-9]* prediction'
 }
+
+@test "the table of a search that ended within cycles has the best kernel of each node, the fastest first, and cuts titles between words" {
+	local world node
+	km_run a TASK=sgemm_cpu PROVIDER=exec EVALS=7 WIDTH=2 FINAL=no
+	for world in "$STATE"/a/r*/world.json; do :; done
+	jq '.nodes[].action.title? = "Blocks of rows in registers, columns in vectors of sixty-four bytes"' "$world" >new.json
+	cp new.json "$world"
+	jq -e '[.nodes[] | select(.status == "active" and .solution == null)] | length == 2' "$world"
+	run km_run a FINAL=no
+	echo "$output"
+	[ "$status" -eq 0 ]
+	grep ' active ' <<<"$output" >rows
+	[ "$(grep -c ' Blocks of rows in registers, columns in vectors of[.][.][.]$' rows)" -eq 2 ]
+	# Both nodes have passed attempts, and what the table says of one is in its verdicts.
+	while read -r node _ _ _ factor _; do
+		cat "$STATE"/a/r*/s*/bench.json | jq -r --arg cue "code/$node/" 'select(.status == "PASSED" and (.cue | startswith($cue))) | .score / 10 | round / 10 | "\(.)x"' |
+			grep -qxF "$factor"
+	done <rows
+	sort -c -k5,5gr rows
+	[[ ${lines[-1]} == "best: $(awk 'NR == 1 { print $5 " (node " $1 "," }' rows) "* ]]
+}

@@ -1,8 +1,8 @@
-# table.jq - world.json to tab-separated lines: every node that was tried, the fastest first.
-def tenths: (. * 10 | round) as $n | "\($n / 10 | floor).\($n % 10)";
-def factor: if . == null then "-" else "\(. / 100 | tenths)x" end;
-["node", "status", "attempts", "expected", "measured", "title"],
-(.nodes | map(select(.parent != null and .attempts > 0)) | sort_by(-(.solution.score // 0))[] |
-	[.id, .status, .attempts, ((.action.expected_vs_baseline_factor // null) | if . == null then "-" else "\(.)x" end),
-	 (.solution.score | factor), (.action.title | gsub("[\t\n]"; " ") | .[:60])])
+# table.jq - world.json to tab-separated lines: every node that was tried, the fastest first; nothing if none was.
+include "parts";
+(measured | map({key: .node, value: (.score / 100)}) | from_entries) as $factor |
+[.nodes[] | select(.parent != null and .attempts > 0)] | sort_by(-($factor[.id] // 0)) | select(. != []) |
+(["node", "status", "attempts", "expected", "measured", "title"],
+ (.[] | [.id, .status, .attempts, (.action.expected_vs_baseline_factor | if . == null then "-" else "\(.)x" end),
+	($factor[.id] | factor), (.action.title | shortened(60))]))
 | @tsv
