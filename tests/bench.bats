@@ -7,9 +7,8 @@ load helpers
 TASK=$ROOT/tests/tasks/toy_scale
 
 setup() {
-	export KM_CACHE=$BATS_FILE_TMPDIR/cache TMPDIR=$BATS_TEST_TMPDIR/tmp
+	export KM_CACHE=$BATS_FILE_TMPDIR/cache
 	unset KM_MARCH
-	mkdir -p "$TMPDIR"
 	cd "$BATS_TEST_TMPDIR" || return
 }
 

@@ -7,8 +7,7 @@ load helpers
 TASK=$ROOT/tasks/rmsnorm_h4096
 
 setup() {
-	export KM_CACHE=$BATS_FILE_TMPDIR/cache TMPDIR=$BATS_TEST_TMPDIR/tmp
-	mkdir -p "$TMPDIR"
+	export KM_CACHE=$BATS_FILE_TMPDIR/cache
 	cd "$BATS_TEST_TMPDIR" || return
 }
 

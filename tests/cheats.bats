@@ -8,8 +8,8 @@ load helpers
 CHEATS=$ROOT/tests/cheats
 
 setup() {
-	export KM_CACHE=$BATS_FILE_TMPDIR/cache TMPDIR=$BATS_TEST_TMPDIR/tmp
-	mkdir -p "$TMPDIR" "$BATS_TEST_TMPDIR/empty"
+	export KM_CACHE=$BATS_FILE_TMPDIR/cache
+	mkdir "$BATS_TEST_TMPDIR/empty"
 	cd "$BATS_TEST_TMPDIR/empty" || return
 	unset "${!KM_MARCH@}"
 }

@@ -17,8 +17,8 @@ JUDGED='honest-(plain|cluster|fork-join|wgmma)|zeros|half-accumulation|dropped-t
 JUDGED+='|other-stream|ahead-by-priority|events-re-recorded|forger-arrival|fork-raw|device-reset-found'
 
 setup() {
-	export KM_CACHE=$BATS_FILE_TMPDIR/cache TMPDIR=$BATS_TEST_TMPDIR/tmp KM_BIN=$KM
-	mkdir -p "$TMPDIR" "$BATS_TEST_TMPDIR/empty"
+	export KM_CACHE=$BATS_FILE_TMPDIR/cache KM_BIN=$KM
+	mkdir "$BATS_TEST_TMPDIR/empty"
 	cd "$BATS_TEST_TMPDIR/empty" || return
 }
 

@@ -5,9 +5,8 @@ load helpers
 
 setup() {
 	cd "$BATS_TEST_TMPDIR" || return
-	export KM_CACHE=$BATS_TEST_TMPDIR/cache TMPDIR=$BATS_TEST_TMPDIR/tmp
+	export KM_CACHE=$BATS_TEST_TMPDIR/cache
 	unset KM_MARCH
-	mkdir "$TMPDIR"
 	TASK=$ROOT/tests/tasks/toy_scale
 }
 

@@ -6,9 +6,8 @@ load helpers
 setup() {
 	cd "$BATS_TEST_TMPDIR" || return
 	{ [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] || command -v nvcc >/dev/null; } || skip "no nvcc here: nothing of the target cuda is compiled"
-	export KM_CACHE=$BATS_TEST_TMPDIR/cache TMPDIR=$BATS_TEST_TMPDIR/tmp
+	export KM_CACHE=$BATS_TEST_TMPDIR/cache
 	unset KM_ARCH
-	mkdir "$TMPDIR"
 	TASK=$ROOT/tasks/rmsnorm_h4096
 }
 

@@ -1,7 +1,7 @@
 # helpers.bash - what every .bats file loads: where things are, and searches without a language model.
 #
 # $ROOT  the repository    $KM  the programs    $PEERS  what tests/peer/*.c and tests/preload/*.c were built into
-# Each test works in its own $BATS_TEST_TMPDIR; the runs of km_make and km_run are in $STATE.
+# Each test works in its own $BATS_TEST_TMPDIR; the runs of km_make and km_run are in $STATE, temporary files in $TMPDIR.
 
 ROOT=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
 KM=${KM_BIN:-bin}
@@ -10,6 +10,11 @@ PEERS=${KM_PEERS:-$ROOT/bin/.build/plain/tests}
 STATE=${BATS_TEST_TMPDIR:-}/state
 export ROOT KM PEERS
 export LC_ALL=C
+# A program that is killed leaves its temporary folder: beside the test's folder, not in the user's.
+if [ -n "${BATS_FILE_TMPDIR:-}" ]; then
+	export TMPDIR=${BATS_TEST_TMPDIR:-$BATS_FILE_TMPDIR}.tmp
+	mkdir -p "$TMPDIR"
+fi
 # Tests call make as a user would, not as a part of the make that runs them.
 unset MAKEFLAGS MAKELEVEL MFLAGS MAKEOVERRIDES
 
