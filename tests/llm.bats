@@ -136,10 +136,60 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 	[ "$(jq -r .text reply.json)" = third ]
 }
 
+# The processes of the file pids are gone, or will be in a moment; a zombie is one for want of an init that reaps.
+gone() {
+	local pid
+	[ -s pids ] || return
+	for pid in $(cat pids); do
+		for _ in $(seq 200); do
+			[[ $(ps -o stat= -p "$pid") == [!Z]* ]] || continue 2
+			sleep 0.05
+		done
+		ps -f -p "$pid"
+		return 1
+	done
+	rm pids
+}
+
+@test "exec: a signal that ends km-llm ends the command and all that it started, and removes its folder" {
+	# shellcheck disable=SC2016
+	command='sleep 1000 & echo $! $$ > FOLDER/pids; kill -s SIGNAL $PPID; wait; echo late'
+	command=${command/FOLDER/$PWD}
+	for signal in INT TERM HUP; do
+		run env --default-signal="$signal" "$KM/km-llm" --provider exec --run run --exec "${command/SIGNAL/$signal}" -o reply.json request.json
+		[ "$status" -eq $((128 + $(kill -l "$signal"))) ]
+		gone
+		[ -z "$(ls -A "$TMPDIR")" ]
+		[ ! -e reply.json ]
+	done
+	# What is ignored, as SIGHUP under nohup, ends nothing.
+	run env --ignore-signal=HUP "$KM/km-llm" --provider exec --run run --exec 'kill -s HUP $PPID; echo answer' -o reply.json request.json
+	[ "$status" -eq 0 ]
+	[ "$(jq -r .text reply.json)" = answer ]
+	[ "$(count start)" -eq 4 ]
+	[ "$(count end)" -eq 1 ]
+}
+
+@test "exec: an interrupt of make run ends the command, and the next make asks again" {
+	export EXEC
+	# shellcheck disable=SC2016
+	EXEC='sleep 1000 & echo $! $$ > FOLDER/pids; kill -s INT -- "-$(ps -o pgid= -p $PPID | tr -d " ")"; wait; echo late'
+	EXEC=${EXEC/FOLDER/$PWD}
+	run env --default-signal=INT setsid -w make -C "$ROOT" --no-print-directory STATE="$STATE" run TASK=sgemm_cpu RUN=a PROVIDER=exec ROUNDS=1
+	[ "$status" -ne 0 ]
+	gone
+	[ -z "$(ls -A "$TMPDIR")" ]
+	[ "$(cut -f 1 "$STATE/a/calls.tsv")" = start ]
+	EXEC=$ROOT/tests/peer/model.sh km_make run RUN=a
+	[ "$(head -n 3 "$STATE/a/calls.tsv" | cut -f 1)" = $'start\nstart\nend' ]
+}
+
 @test "a kill in flight asks again, with a second start line" {
 	# shellcheck disable=SC2016
-	run setsid -w "$KM/km-llm" --provider exec --run run --exec 'kill -9 $PPID; echo late' -o reply.json request.json
+	run setsid -w "$KM/km-llm" --provider exec --run run --exec "echo \$\$ > $PWD/pids; kill -9 \$PPID; sleep 1000; :" -o reply.json request.json
+	[ "$status" -eq 137 ]
 	[ ! -e reply.json ]
+	gone
 	[ "$(count start)" -eq 1 ]
 	llm --provider exec --exec 'echo answer'
 	[ "$(jq -r .text reply.json)" = answer ]

@@ -154,14 +154,11 @@ static bool find(const struct reference *r)
 	return whole;
 }
 
-static int build(const struct task *task, const struct reference *r, struct error *err)
+static int build_in(const char *folder, const struct task *task, const struct reference *r, struct error *err)
 {
-	char *folder = process_scratch_make(err);
 	struct buf library;
 	int result;
 
-	if (!folder)
-		return -1;
 	buf_init(&library, BUILD_LIBRARY_MAX);
 	result = compile_into(r, folder, &library, err);
 	if (result == 0)
@@ -169,7 +166,21 @@ static int build(const struct task *task, const struct reference *r, struct erro
 	else
 		error_prefix(err, "'%s/%s'", task->folder, r->source_name);
 	buf_release(&library);
-	process_scratch_remove(folder);
+	return result;
+}
+
+static int build(const struct task *task, const struct reference *r, struct error *err)
+{
+	char *folder;
+	int result = -1;
+
+	process_hold_signals();
+	folder = process_scratch_make(err);
+	if (folder) {
+		result = build_in(folder, task, r, err);
+		process_scratch_remove(folder);
+	}
+	process_release_signals();
 	free(folder);
 	return result;
 }

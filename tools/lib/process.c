@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -56,6 +57,48 @@ char *process_describe(const struct process_result *result)
 	return xasprintf("exit status %d", result->exit_code);
 }
 
+/* ---- signals ---------------------------------------------------------------------------------------------------- */
+
+static const int ends[] = { SIGINT, SIGTERM, SIGHUP };
+enum { ENDS = sizeof(ends) / sizeof(*ends) };
+
+static volatile sig_atomic_t held; /* the signal that came meanwhile, or 0 */
+static struct sigaction before[ENDS];
+static int holders;
+
+static void hold(int signal)
+{
+	held = signal;
+}
+
+void process_hold_signals(void)
+{
+	struct sigaction action = { .sa_handler = hold };
+
+	if (holders++)
+		return;
+	sigemptyset(&action.sa_mask);
+	for (int i = 0; i < ENDS; i++) {
+		sigaction(ends[i], NULL, &before[i]);
+		if (before[i].sa_handler != SIG_IGN) /* as under nohup */
+			sigaction(ends[i], &action, NULL);
+	}
+}
+
+void process_release_signals(void)
+{
+	int signal;
+
+	if (--holders)
+		return;
+	for (int i = 0; i < ENDS; i++)
+		sigaction(ends[i], &before[i], NULL);
+	signal = held;
+	held = 0;
+	if (signal)
+		raise(signal);
+}
+
 /* ---- the child's side: only async-signal-safe calls ---------------------------------------------------------------- */
 
 static bool put_onto(int fd, int target)
@@ -91,13 +134,14 @@ bool process_child_setup(int in, int out, int diagnostics, const int *keep, size
 	return sigprocmask(SIG_SETMASK, &none, NULL) == 0;
 }
 
-/* Never returns; on failure the errno goes to `report`, which exec closes. */
-static void run_child(const struct process_spec *spec, const int fds[3], int report)
+/* Never returns; on failure the errno goes to `report`, which exec closes. A parent that is killed takes the child along. */
+static void run_child(const struct process_spec *spec, const int fds[3], int report, pid_t parent)
 {
 	int saved;
 
 	setsid();
-	if (process_child_setup(fds[0], fds[1], fds[2], NULL, 0) && (!spec->folder || chdir(spec->folder) == 0)) {
+	if (process_child_setup(fds[0], fds[1], fds[2], NULL, 0) && (!spec->folder || chdir(spec->folder) == 0) &&
+	    prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && getppid() == parent) {
 		if (spec->envp)
 			execvpe(spec->argv[0], (char *const *)spec->argv, (char *const *)spec->envp);
 		else
@@ -192,10 +236,10 @@ void process_collect(int out, int diagnostics, struct process_result *result, bo
 struct watch {
 	pid_t pid;
 	double start, limit;
-	bool ended, timed_out;
+	bool ended, timed_out, interrupted;
 };
 
-/* True while the child runs and has time left. The child is looked at, not reaped. */
+/* True while the child runs, has time left, and no signal wants our end. The child is looked at, not reaped. */
 static bool watch_tick(void *context)
 {
 	struct watch *w = context;
@@ -205,7 +249,9 @@ static bool watch_tick(void *context)
 		w->ended = true;
 	else if (w->limit > 0 && monotonic_seconds() - w->start > w->limit)
 		w->timed_out = true;
-	return !w->ended && !w->timed_out;
+	else if (held)
+		w->interrupted = true;
+	return !w->ended && !w->timed_out && !w->interrupted;
 }
 
 static void sleep_ms(long ms)
@@ -306,9 +352,10 @@ static void plumbing_close(struct plumbing *p)
 	close_if(p->report[0]);
 }
 
-int process_run(const struct process_spec *spec, struct process_result *result, struct error *err)
+static int run(const struct process_spec *spec, struct process_result *result, struct error *err)
 {
 	struct watch w = { .start = monotonic_seconds(), .limit = spec->seconds };
+	pid_t parent = getpid();
 	struct plumbing p;
 	int child_errno = 0;
 	ssize_t n;
@@ -319,7 +366,7 @@ int process_run(const struct process_spec *spec, struct process_result *result, 
 		return error_set(err, KM_EXIT_ENVIRONMENT, "cannot start '%s': %s", spec->argv[0], strerror(errno));
 	}
 	if (w.pid == 0)
-		run_child(spec, (int[]){ p.input, p.out[1], spec->pass_stderr ? STDERR_FILENO : p.diagnostics[1] }, p.report[1]);
+		run_child(spec, (int[]){ p.input, p.out[1], spec->pass_stderr ? STDERR_FILENO : p.diagnostics[1] }, p.report[1], parent);
 	plumbing_close_child_side(&p);
 	do
 		n = read(p.report[0], &child_errno, sizeof(child_errno));
@@ -329,7 +376,19 @@ int process_run(const struct process_spec *spec, struct process_result *result, 
 	wait_for(&w, result);
 	if (n == sizeof(child_errno))
 		return error_set(err, KM_EXIT_ENVIRONMENT, "cannot start '%s': %s", spec->argv[0], strerror(child_errno));
+	if (w.interrupted)
+		return error_set(err, KM_EXIT_ENVIRONMENT, "interrupted");
 	return 0;
+}
+
+int process_run(const struct process_spec *spec, struct process_result *result, struct error *err)
+{
+	int status;
+
+	process_hold_signals();
+	status = run(spec, result, err);
+	process_release_signals();
+	return status;
 }
 
 /* ---- scratch folders -------------------------------------------------------------------------------------------- */

@@ -3,6 +3,9 @@
  * The child runs in a session of its own with none of our descriptors but 0, 1 and 2, with default signal handling.
  * When the call returns the child is reaped and its whole process group and session have been killed. A child that
  * dies of our closing its pipes, or that never reads its input, is no error: the caller judges by the result.
+ *
+ * SIGINT, SIGTERM or SIGHUP to us ends the child's session first and us after that; a kill -9 of us, or a crash, ends the
+ * child itself, but not what it has started.
  */
 #ifndef KM_PROCESS_H
 #define KM_PROCESS_H
@@ -39,12 +42,18 @@ struct process_result {
 };
 
 /* Run to the end. 0 if the child was started, whatever became of it; -1 with KM_EXIT_ENVIRONMENT if it could not be
- * started (no such program, no fork). *result must be released in either case. */
+ * started (no such program, no fork) or was killed because a signal is to end us. *result must be released in either case. */
 int process_run(const struct process_spec *spec, struct process_result *result, struct error *err);
 void process_result_release(struct process_result *result);
 
 /* "exit status 3", "killed by signal 9 (Killed)", "stopped after 10 s": for messages. The caller frees. */
 char *process_describe(const struct process_result *result);
+
+/* Between these two, SIGINT, SIGTERM and SIGHUP, unless ignored, are kept; the last release raises the one that came, so
+ * that what was made in between can be removed before. They nest, and are for one thread. process_run does both: hold
+ * around it and the folder that it works in. Only for work that process_run waits in: nothing else ends early. */
+void process_hold_signals(void);
+void process_release_signals(void);
 
 /* Make an empty folder of mode 0700 under $TMPDIR or /tmp, and remove it with all that is in it. The caller of the
  * first frees the path; NULL with KM_EXIT_ENVIRONMENT on failure. Links are removed, never followed. */

@@ -1,7 +1,8 @@
 /* provider_exec.c - the prompt as plain text on the standard input of a command; its standard output is the reply.
  *
- * The command runs by sh -c in an empty temporary folder, which is removed afterwards, with descriptors 0, 1 and 2 only
- * and with the user's environment less KM_API_KEY: other keys are there if the user exported them for the command.
+ * The command runs by sh -c in an empty temporary folder, with descriptors 0, 1 and 2 only and with the user's
+ * environment less KM_API_KEY: other keys are there if the user exported them for the command. Afterwards, also when
+ * a signal ends us meanwhile, the command is dead and the folder is gone.
  * Outside that folder KM_REQUEST names a file with the prompt, KM_REQUEST_JSON one with the request, and KM_REPLY one
  * that is not there: if the command writes it, that is the reply, whatever else it printed. KM_CUE says what is asked.
  */
@@ -132,6 +133,7 @@ static int ask(const cJSON *request, const struct provider_options *options, str
 		return error_set(err, KM_EXIT_USAGE, "provider exec needs a command: --exec CMD or the environment's KM_EXEC");
 	buf_init(&prompt, JSON_MAX_BYTES);
 	request_text(request, &prompt);
+	process_hold_signals();
 	status = files_make(&files, request, &prompt, err);
 	if (status == 0) {
 		spec.folder = files.work;
@@ -145,6 +147,7 @@ static int ask(const cJSON *request, const struct provider_options *options, str
 		free((void *)spec.envp);
 	}
 	files_release(&files);
+	process_release_signals();
 	buf_release(&prompt);
 	return status;
 }
