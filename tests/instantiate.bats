@@ -92,6 +92,7 @@ source_of() {
 	if "$KM/km-instantiate" check --plan r00002/plan.json --slot 0 < text 2> complaint; then
 		[ "$(jq -r .status candidate.json)" = CODE ]
 	else
+		[ $? -eq 6 ]
 		[ "$(jq -r .status candidate.json)" = NO_CODE ]
 		[ "$(jq -r .reason candidate.json)" = "$(cat complaint)" ]
 	fi
@@ -132,7 +133,7 @@ source_of() {
 	[[ $(printf '<<<<<<< SEARCH\nint b;\n=======\n>>>>>>> REPLACE\n' | source_of) == *"there is no kernel to change: the whole file is needed" ]]
 	printf 'no code here' > text
 	run "$KM/km-instantiate" check < text
-	[ "$status" -eq 3 ]
+	[ "$status" -eq 6 ]
 	[ "$output" = "the reply holds no code block, and it is not code as a whole" ]
 }
 
@@ -143,8 +144,8 @@ source_of() {
 	: > base && plan_with_base < base
 	for what in '<think></think>' 'km_run(' '</think>' '@@\n' '<<<<<<< SEARCH\n' '```\n' '/*' '{' '{"ops": [/*'; do
 		awk -v what="$what" -v size="$size" 'BEGIN { for (i = 0; i < size / length(what); i++) printf "%s", what }' > text
-		timeout 20 "$KM/km-instantiate" check --plan r00002/plan.json --slot 0 < text 2> complaint || [ $? -eq 3 ]
-		timeout 20 "$KM/km-update" check < text 2> complaint || [ $? -eq 3 ]
+		timeout 20 "$KM/km-instantiate" check --plan r00002/plan.json --slot 0 < text 2> complaint || [ $? -eq 6 ]
+		timeout 20 "$KM/km-update" check < text 2> complaint || [ $? -eq 6 ]
 	done
 }
 

@@ -271,7 +271,7 @@ gone() {
 		esac
 	END
 	# shellcheck disable=SC2016
-	llm --provider exec --exec "sh $PWD/model.sh" --check 'read x; [ $x = three ] || { echo "you said $x" >&2; exit 3; }'
+	llm --provider exec --exec "sh $PWD/model.sh" --check 'read x; [ $x = three ] || { echo "you said $x" >&2; exit 6; }'
 	[ "$(jq -r .status reply.json)" = answered ]
 	[ "$(jq -r .text reply.json)" = three ]
 	[ "$(jq '.tries | length' reply.json)" -eq 3 ]
@@ -288,10 +288,10 @@ gone() {
 }
 
 @test "check: a conversation that was cut is taken up where it was" {
-	run llm --provider exec --exec 'grep -q complaint && exit 9; echo one' --check 'echo complaint >&2; exit 1'
+	run llm --provider exec --exec 'grep -q complaint && exit 9; echo one' --check 'echo complaint >&2; exit 6'
 	[ "$status" -eq 4 ]
 	[ ! -e reply.json ]
-	run llm --provider exec --exec 'grep -q complaint || exit 9; echo again' --check 'echo complaint >&2; exit 1'
+	run llm --provider exec --exec 'grep -q complaint || exit 9; echo again' --check 'echo complaint >&2; exit 6'
 	[ "$status" -eq 0 ]
 	[ "$(jq -r .status reply.json)" = unreadable ]
 	[ "$(jq -r .reason reply.json)" = complaint ]
@@ -301,14 +301,44 @@ gone() {
 	[ "$status" -eq 0 ]
 }
 
-@test "check: a check that cannot run is no complaint" {
-	run llm --provider exec --exec 'echo one' --check 'no-such-program-here'
-	[ "$status" -eq 1 ]
-	[ "$(find run/calls -name '[!.]*.json' | wc -l)" -eq 1 ]
-	run llm --provider exec --exec 'echo one' --check 'kill -9 $$'
-	[ "$status" -eq 1 ]
+@test "check: a check that fails itself asks nobody, shows what it said, and is made again" {
+	for check in 'echo no disk >&2; exit 1' 'exit 3' 'grep -q two' no-such-program-here 'kill -9 $$'; do
+		run llm --provider exec --exec 'echo one' --check "$check"
+		echo "$check: $status $output"
+		[ "$status" -eq 1 ]
+		[[ $output == *"cannot check the reply with '$check' ("* ]]
+		[ ! -e reply.json ]
+		[ "$(count start)" -eq 1 ]
+	done
+	run llm --provider exec --exec 'exit 9' --check 'echo no disk >&2; exit 1'
+	[[ $output == *"(exit status 1): no disk" ]]
 	llm --provider exec --exec 'exit 9' --check 'true'
 	[ "$(jq -r .text reply.json)" = one ]
+}
+
+@test "check: changes to a kernel that is not there are no mistake of the model" {
+	mkdir -p r00001/s0 r00002
+	echo 'int km_run(void);' > r00001/s0/kernel.c
+	jq '.slots = [{slot: 0, node: "x.0000", mode: "improve", attempt: 2, cycle: 1, cycle_attempt: 2, parent: null, why: "",
+		base: {node: "x.0000", attempt: 1, kernel: "../r00001/s0/kernel.c", build: "../r00001/s0/build.json", bench: "../r00001/s0/bench.json"}}]' \
+		"$ROOT/tests/golden/state/plan.json" > r00002/plan.json
+	# shellcheck disable=SC2016
+	model='printf "<<<<<<< SEARCH\nint x;\n=======\nint y;\n>>>>>>> REPLACE\n"; echo >> ASKED'
+	model=${model/ASKED/$PWD/asked}
+	mv r00001/s0/kernel.c r00001/s0/away.c
+	run llm --provider exec --exec "$model" --check "'$KM/km-instantiate' check --plan r00002/plan.json --slot 0"
+	[ "$status" -eq 1 ]
+	[[ $output == *"cannot open '"*"kernel.c'"* ]]
+	[ ! -e reply.json ]
+	[ "$(wc -l < asked)" -eq 1 ]
+	# With the kernel back the same reply is checked, and now it is the model that is told.
+	mv r00001/s0/away.c r00001/s0/kernel.c
+	llm --provider exec --exec "$model" --check "'$KM/km-instantiate' check --plan r00002/plan.json --slot 0" --again 1
+	[ "$(jq -r .status reply.json)" = unreadable ]
+	[[ $(jq -r .reason reply.json) == *"does not fit: the line 'int x;' is not in the kernel"* ]]
+	[ "$(wc -l < asked)" -eq 2 ]
+	run grep -F "$PWD" run/calls/*.json
+	[ "$status" -eq 1 ]
 }
 
 @test "limits are looked at before each call, by what is spent and what is open" {

@@ -154,10 +154,10 @@ node() {
 @test "check says whether a reply can be read" {
 	printf "Here:\n\x60\x60\x60json\n{\"ops\": []}\n\x60\x60\x60\n" | "$KM/km-update" check
 	run "$KM/km-update" check <<<'{"ops": [}'
-	[ "$status" -eq 3 ]
+	[ "$status" -eq 6 ]
 	[[ $output == *'"ops"'* ]]
 	run "$KM/km-update" check <<<'I will not.'
-	[ "$status" -eq 3 ]
+	[ "$status" -eq 6 ]
 }
 
 # refused FILE: with this file, km-update and the reason it gives.
@@ -203,6 +203,6 @@ refused() {
 
 @test "a tree reply with a NUL inside is refused, not read past its end" {
 	run bash -c 'printf "{\"ops\": [], \"x\": \"\\0%100s\"}" "" | "$1" check' _ "$KM/km-update"
-	[ "$status" -eq 3 ]
+	[ "$status" -eq 6 ]
 	[[ $output == *NUL* ]]
 }

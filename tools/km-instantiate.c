@@ -328,7 +328,7 @@ static int check(const struct options *o, const char *path, struct error *err)
 	buf_release(&b);
 	if (status == 0 && !source) {
 		fprintf(stderr, "%s\n", why.text);
-		exit(KM_EXIT_INPUT);
+		exit(KM_EXIT_REFUSED);
 	}
 	free(source);
 	return status;

@@ -28,7 +28,7 @@ static const char usage[] =
 	"\n"
 	"  --provider NAME   openai, anthropic, exec, manual or replay\n"
 	"  --run DIR         keep every answer in DIR/calls/ and the ledger DIR/calls.tsv\n"
-	"  --check CMD       CMD reads the reply's text; if it fails, its message goes back to the model\n"
+	"  --check CMD       CMD reads the reply's text; if it exits with 6, its message goes back to the model\n"
 	"  --again N         with --check: how often it is asked again (default 2)\n"
 	"  --recording DIR   provider replay: the run whose DIR/calls/ is replayed\n"
 	"  --exec CMD        provider exec: the command that answers (default: the environment's KM_EXEC)\n"

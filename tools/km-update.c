@@ -140,8 +140,8 @@ static int check(struct error *err)
 	cJSON *reply = NULL;
 
 	buf_init(&b, JSON_MAX_BYTES);
-	if (file_read("-", &b, err) == 0)
-		reply = ops_parse(b.data, b.len, err);
+	if (file_read("-", &b, err) == 0 && !(reply = ops_parse(b.data, b.len, err)))
+		err->code = KM_EXIT_REFUSED;
 	buf_release(&b);
 	cJSON_Delete(reply);
 	return reply ? 0 : -1;

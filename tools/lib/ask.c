@@ -204,6 +204,20 @@ static int get_call(const struct ask *ask, const cJSON *request, cJSON **call, s
 
 /* ---- checking and asking again ---------------------------------------------------------------------------------- */
 
+/* The check did not judge the reply: what it said is for the user, never for the model. */
+static int cannot_check(const struct ask *ask, const struct process_result *result, struct error *err)
+{
+	char *how = process_describe(result);
+	struct buf excerpt;
+
+	buf_init(&excerpt, 1024);
+	text_line(&excerpt, result->diagnostics.data, 400);
+	error_set(err, KM_EXIT_ENVIRONMENT, "cannot check the reply with '%s' (%s)%s%s", ask->check, how, excerpt.len ? ": " : "", excerpt.data);
+	buf_release(&excerpt);
+	free(how);
+	return -1;
+}
+
 /* Sets *complaint to what is wrong with the text, or to NULL; the caller frees. */
 static int run_check(const struct ask *ask, const char *text, char **complaint, struct error *err)
 {
@@ -216,13 +230,9 @@ static int run_check(const struct ask *ask, const char *text, char **complaint, 
 	int status = process_run(&spec, &result, err);
 
 	*complaint = NULL;
-	if (status == 0 && (result.exit_code < 0 || result.exit_code == 126 || result.exit_code == 127)) {
-		char *how = process_describe(&result);
-
-		status = error_set(err, KM_EXIT_ENVIRONMENT, "cannot check the reply with '%s': %s", ask->check, how);
-		free(how);
-	}
-	if (status == 0 && result.exit_code != 0) {
+	if (status == 0 && result.exit_code != 0 && result.exit_code != KM_EXIT_REFUSED)
+		status = cannot_check(ask, &result, err);
+	if (status == 0 && result.exit_code == KM_EXIT_REFUSED) {
 		size_t len = result.diagnostics.len;
 
 		while (len && strchr(" \t\r\n", result.diagnostics.data[len - 1]))

@@ -17,7 +17,7 @@ struct ask {
 	const struct provider *provider;
 	struct provider_options options;
 	const char *run;   /* folder that holds calls/ and calls.tsv; NULL: nothing is stored */
-	const char *check; /* shell command that is given the reply's text, NULL for none */
+	const char *check; /* shell command that is given the reply's text and ends with 0 or KM_EXIT_REFUSED, NULL for none */
 	long again;        /* how often a reply that the check refuses is asked for again */
 	struct calls_limits limits; /* looked at before each call that somebody answers */
 	/* Called with each answer that was just paid for, and the ledger's sums with it; may be NULL. */

@@ -15,6 +15,7 @@ enum km_exit {
 	KM_EXIT_INPUT = 3,       /* a file that was read is malformed */
 	KM_EXIT_REMOTE = 4,      /* the remote service failed */
 	KM_EXIT_ENDED = 5,       /* a limit is reached or nothing is left to do */
+	KM_EXIT_REFUSED = 6,     /* a check command's: the reply is bad, the reason for the model is on stderr */
 	KM_EXIT_WAITING = 75,    /* waiting for an answer or for a device */
 };
 
