@@ -77,17 +77,3 @@ load helpers
 	run make -n bin/.build/plain/lib/error.o CFLAGS=-O1
 	[[ $output == *"-O1"*error.c* ]]
 }
-
-@test "every program prints its usage on -h and refuses an unknown option with exit 2" {
-	local program
-	for program in "$KM"/km-*; do
-		case $program in *km-runner-* | *km-keeper-*) continue ;; esac
-		run "$program" -h
-		[ "$status" -eq 0 ]
-		[[ ${lines[0]} == "Usage: ${program##*/} "* ]]
-		run "$program" -V
-		[ "$status" -eq 0 ]
-		run "$program" --no-such-option
-		[ "$status" -eq 2 ]
-	done
-}

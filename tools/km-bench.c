@@ -154,7 +154,7 @@ static void parse_option(struct options *o, int c)
 	case 'o': o->output = optarg; break;
 	case 'h': cli_help(usage);
 	case 'V': cli_version();
-	default: die_usage("wrong option");
+	default: die_option();
 	}
 }
 

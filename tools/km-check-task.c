@@ -140,7 +140,7 @@ int main(int argc, char **argv)
 		case 's': wanted.set = optarg; break;
 		case 'h': cli_help(usage);
 		case 'V': cli_version();
-		default: die_usage("see above");
+		default: die_option();
 		}
 	}
 	if (argc - optind != 1)

@@ -438,7 +438,7 @@ static void set_option(struct options *o, int option)
 		break;
 	case 'h': cli_help(usage);
 	case 'V': cli_version();
-	default: die_usage("unknown option");
+	default: die_option();
 	}
 }
 
@@ -446,7 +446,6 @@ static void parse(int argc, char **argv, struct options *o)
 {
 	int option;
 
-	opterr = 0;
 	while ((option = getopt_long(argc, argv, "t:c:w:o:l:hV", long_options, NULL)) != -1)
 		set_option(o, option);
 	if (optind != argc - 1)

@@ -131,7 +131,7 @@ static void set_option(struct options *o, int option, const char *value)
 	case 'V':
 		cli_version();
 	default:
-		die_usage("see the message above");
+		die_option();
 	}
 }
 

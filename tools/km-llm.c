@@ -129,7 +129,7 @@ static void set_option(struct options *o, int option, const char *value)
 	case 'V': cli_version();
 	default:
 		if (!set_numeric(&o->ask, option, value))
-			die_usage("see the message above");
+			die_option();
 	}
 }
 

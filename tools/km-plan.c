@@ -68,7 +68,7 @@ static void parse_option(struct options *o, int c, const char *name)
 	case 'o': o->output = optarg; break;
 	case 'h': cli_help(usage);
 	case 'V': cli_version();
-	default: die_usage("see the message above");
+	default: die_option();
 	}
 }
 

@@ -309,7 +309,7 @@ static void parse_option(struct options *o, int c, const char *name)
 		break;
 	case 'h': cli_help(usage);
 	case 'V': cli_version();
-	default: die_usage("see the message above");
+	default: die_option();
 	}
 }
 

@@ -109,7 +109,7 @@ int main(int argc, char **argv)
 		if (c == 'V')
 			cli_version();
 		if (c != 'l')
-			die_usage("see the message above");
+			die_option();
 		list_kinds();
 		return cli_finish(KM_OK);
 	}

@@ -41,6 +41,12 @@ void die_error(const struct error *err)
 	die(err->code, "%s", err->text);
 }
 
+void die_option(void)
+{
+	fprintf(stderr, "Try '%s -h'.\n", name);
+	exit(KM_EXIT_USAGE);
+}
+
 void die_usage(const char *format, ...)
 {
 	va_list args;
@@ -48,8 +54,7 @@ void die_usage(const char *format, ...)
 	va_start(args, format);
 	say("error: ", format, args);
 	va_end(args);
-	fprintf(stderr, "Try '%s -h'.\n", name);
-	exit(KM_EXIT_USAGE);
+	die_option();
 }
 
 void warning(const char *format, ...)

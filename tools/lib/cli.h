@@ -15,6 +15,8 @@ void die(enum km_exit code, const char *format, ...) __attribute__((noreturn, fo
 void die_error(const struct error *err) __attribute__((noreturn));
 /* Wrong use: the message, then where help is; exits with KM_EXIT_USAGE. */
 void die_usage(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
+/* The same once getopt_long() has said which option is wrong. */
+void die_option(void) __attribute__((noreturn));
 void warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* "PROGRAM: ..." on stderr: progress and endings, no error. */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -1,0 +1,45 @@
+#!/usr/bin/env bats
+# What programs and scripts say when they are called wrongly or cannot write: the option, file and cause are named.
+
+load helpers
+
+# The programs that a user calls.
+programs() {
+	local program
+	for program in "$ROOT"/tools/km-*.c; do
+		basename "$program" .c
+	done
+}
+
+@test "every program prints its usage on -h, and says if that cannot be written" {
+	local program option
+	for program in $(programs); do
+		for option in -h -V; do
+			run "$KM/$program" "$option"
+			[ "$status" -eq 0 ]
+			[[ ${lines[0]} == *"$program "* ]]
+			run bash -c '"$0" "$1" 2>&1 >/dev/full' "$KM/$program" "$option"
+			[ "$status" -eq 1 ]
+			[ "$output" = "$program: error: cannot write standard output: No space left on device" ]
+			run bash -c '"$0" "$1" 2>&1 >&-' "$KM/$program" "$option"
+			[ "$status" -eq 1 ]
+			[ "$output" = "$program: error: cannot write standard output: Bad file descriptor" ]
+		done
+		run "$KM/$program" -h
+		[[ ${lines[0]} == "Usage: $program "* ]]
+	done
+}
+
+@test "every program names a wrong option once, points to -h and ends with 2" {
+	local program wrong
+	for program in $(programs); do
+		for wrong in --no-such-option -Z; do
+			run "$KM/$program" "$wrong"
+			echo "$program $wrong: $status $output"
+			[ "$status" -eq 2 ]
+			[ ${#lines[@]} -eq 2 ]
+			[[ ${lines[0]} == *"$program: "*"option"*"${wrong#-}'" ]]
+			[ "${lines[1]}" = "Try '$program -h'." ]
+		done
+	done
+}
