@@ -1,8 +1,10 @@
-# status.jq - world.json to the first lines of `make status`; --arg run NAME.
-def count($s): map(select(.parent != null and .status == $s)) | length;
-["run", "\($run): task \(.settings.task) (\(.settings.target)), WIDTH=\(.settings.width) K=\(.settings.k) STRATEGY=\(.settings.strategy) POLICY=\(.settings.policy)"],
-["round", "\(.round), \(.evaluations) evaluations in \(.cycles) cycles, \(.judge_seconds * 10 | round / 10) s of judging"],
-["nodes", (.nodes as $n | ["open", "active", "closed", "pruned", "unrecorded"] | map(. as $s | ($n | count($s)) as $c |
-	select($c > 0) | "\($c) \($s)") | join(", "))],
-(.nodes[] | select(.status == "active") | ["active", "\(.id): \(.action.title | gsub("[\t\n]"; " "))"])
-| @tsv
+# status.jq - world.json to lines of `make status`: what, a tab, text.
+include "parts";
+(.nodes | map({key: .id, value: .}) | from_entries) as $node |
+# Below a node whose result was not recorded nothing can be tried.
+def lost: .parent | if . == null then false else $node[.] | .status == "unrecorded" or lost end;
+(.nodes | map(select(.parent != null) | if .status == "open" and lost then "out of reach below these" else .status end)) as $all |
+"round\t\(.round), \(.evaluations | count_of("evaluation")) in \(.cycles | count_of("cycle")), \(.judge_seconds * 10 | round / 10) s of judging",
+(["open", "active", "closed", "pruned", "unrecorded", "out of reach below these"] | map(. as $what | [$all[] | select(. == $what)] | length |
+	select(. > 0) | "\(.) \($what)") | join(", ") | select(. != "") | "nodes\t\(.)"),
+(.nodes[] | select(.status == "active") | "active\t\(.id): \(.action.title | gsub("[\t\n]"; " "))")
