@@ -43,3 +43,29 @@ programs() {
 		done
 	done
 }
+
+# Run a command; each write to its stderr becomes a line of ours, in brackets without its newline.
+writes() {
+	perl -MSocket -e 'socketpair(my $ours, my $its, AF_UNIX, SOCK_SEQPACKET, 0) or die "socketpair: $!\n";
+		my $pid = fork // die "fork: $!\n";
+		if (!$pid) { open(STDERR, ">&", $its) or die; exec(@ARGV) or die }
+		close $its;
+		while (sysread($ours, my $text, 65536)) { chomp $text; print "[$text]\n" }
+		waitpid($pid, 0);
+		exit($? >> 8)' "$@"
+}
+
+@test "programs that run at the same time write each line at once" {
+	local calls=("$ROOT"/tests/replies/sgemm_cpu_demo/calls/*.json)
+	jq .request "${calls[0]}" >"$BATS_TEST_TMPDIR/request.json"
+	run writes "$KM/km-llm" --provider exec --exec 'cat >/dev/null; echo yes' --run "$BATS_TEST_TMPDIR" \
+		-o "$BATS_TEST_TMPDIR/reply.json" "$BATS_TEST_TMPDIR/request.json"
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[ ${#lines[@]} -eq 1 ]
+	[[ $output == '[km-llm: '*' tokens in, '*' | run: '*' open]' ]]
+	run writes "$KM/km-plan" "$BATS_TEST_TMPDIR/none.json"
+	[ "$status" -eq 3 ]
+	[ ${#lines[@]} -eq 1 ]
+	[[ $output == "[km-plan: error: "*"none.json"*"]" ]]
+}

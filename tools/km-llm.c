@@ -189,6 +189,7 @@ static void show_progress(void *data, const struct provider_progress *p)
 	else
 		fprintf(stderr, "\r\033[Kkm-llm: %s: %.0f s, %zu bytes of thinking, %zu of text%s", progress_cue, p->seconds, p->thinking, p->text,
 			p->try > 1 ? " (tried again)" : "");
+	fflush(stderr);
 }
 
 static void print_spent(const struct ask *ask)

@@ -12,7 +12,10 @@ static const char *name = "km";
 
 void cli_init(const char *program)
 {
+	static char line[4096];
+
 	name = program;
+	setvbuf(stderr, line, _IOLBF, sizeof(line));
 }
 
 static void say(const char *kind, const char *format, va_list args)

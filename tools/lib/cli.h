@@ -7,7 +7,8 @@
 
 #include "error.h"
 
-/* Must be called first: sets the name that messages start with and the locale-free environment. */
+/* Must be called first: sets the name that messages start with, and has each line on stderr written at once, since
+ * programs that run at the same time share it. */
 void cli_init(const char *program);
 
 /* "PROGRAM: error: ..." on stderr, then exit(code). */
