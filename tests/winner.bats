@@ -33,7 +33,8 @@ setup() {
 	echo "$output"
 	[ "$status" -eq 0 ]
 	[[ ${lines[-1]} == 'best: 3.3x (node '* || ${lines[-1]} == 'best: 3.2x (node '* ]]
-	[[ ${lines[-2]} == *'again on the same workloads as 9.0x'* ]]
+	[[ ${lines[-2]} == 'The last line is the arithmetic mean over 1 final workload, which the search never saw.' ]]
+	[[ ${lines[-3]} == *'again on the same workloads as 9.0x'* ]]
 	[ -s "$STATE/a/best/kernel.c" ]
 	run km_run a TASK=sgemm_cpu
 	[ "$status" -eq 0 ]
@@ -95,4 +96,46 @@ setup() {
 	done <rows
 	sort -c -k5,5gr rows
 	[[ ${lines[-1]} == "best: $(awk 'NR == 1 { print $5 " (node " $1 "," }' rows) "* ]]
+}
+
+@test "the line before the last names the mean and the final workloads that are slower than the baseline" {
+	printf '%s\n' '.workloads += [.workloads[0] as $w | [1, 4.5], [2, 0.26], [3, 0.97] | . as [$n, $f] | $w | .set = "final" | .axes = {n: $n, k: 8} | .speedup = $f]' >"$PROGRAM_FOLDER/finally"
+	sed -i 's/^/.workloads[0].axes.k = 8 | /' "$PROGRAM_FOLDER/finally"
+	run km_run a TASK=sgemm_cpu PROVIDER=exec EVALS=8
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[ "${lines[-2]}" = 'The last line is the arithmetic mean over 3 final workloads, which the search never saw; slower than the baseline on 1: n=2 (0.3x).' ]
+	[[ ${lines[-1]} == 'best: 1.9x (node '* ]]
+	# The other objective, the other mean.
+	jq '.objective = "geomean_latency"' "$STATE/a/task/task.json" >task.json
+	cp task.json "$STATE/a/task/task.json"
+	run km_run a
+	echo "$output"
+	[[ ${lines[-2]} == 'The last line is the geometric mean over 3 final workloads, '* ]]
+	[[ ${lines[-1]} == 'best: 1.0x (node '* ]]
+}
+
+@test "the best of a replay is said to be the recorded verdict, and help says so" {
+	record_search "$BATS_TEST_TMPDIR/recording" EVALS=8
+	unset PROGRAM_FOLDER
+	run km_run b FROM="$BATS_TEST_TMPDIR/recording"
+	[ "$status" -eq 0 ]
+	local last=${lines[-1]}
+	run km_make best RUN=b
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[ "${lines[-1]}" = "$last" ]
+	[ "${lines[-2]}" = 'The last line is the arithmetic mean over 1 workload of the search.' ]
+	[[ ${lines[-3]} == 'This is the recorded verdict'* ]]
+	[[ $output != *'again on'* && $output != *'never saw'* ]]
+	km_make help | grep '^  best .*of a replay, the recorded verdict'
+}
+
+@test "the table of the final workloads says where its factors come from" {
+	echo . >"$PROGRAM_FOLDER/finally"
+	km_run a TASK=sgemm_cpu PROVIDER=exec EVALS=8 FINAL=no
+	run km_make best RUN=a
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[[ $output == workload*$'\n'*'1000.0'*$'\n'*'pairs of calls'*'ratio of the two medians'* ]]
 }

@@ -71,7 +71,7 @@ status: all ## what a run has found and spent: RUN=
 	$(call need,RUN,a run in state/)
 	$(Q)tools/report status $(S)
 
-best: all ## judge the best kernel on the final workloads into state/RUN/best/: RUN=
+best: all ## judge the best kernel on the final workloads into state/RUN/best/ (of a replay, the recorded verdict): RUN=
 	$(call need,RUN,a run in state/)
 	$(Q)tools/report best $(S) $(if $(MARCH),--march $(call quoted,$(MARCH)))
 
