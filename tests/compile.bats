@@ -229,6 +229,18 @@ candidate() {
 	[ "$(jq -r .status <<<"$output")" = BUILT ]
 }
 
+@test "a cache folder that cannot be made or is open to others is an error that says how to set another" {
+	HOME=/dev/null KM_CACHE='' XDG_CACHE_HOME='' run compile "$TASK/baseline.c"
+	echo "$output"
+	[ "$status" -eq 1 ]
+	[ "$output" = "km-compile: error: the cache folder '/dev/null/.cache/kernel-make' (KM_CACHE= sets another): cannot make folder '/dev/null/.cache': Not a directory" ]
+	mkdir -m 777 open
+	KM_CACHE=open run compile "$TASK/baseline.c"
+	echo "$output"
+	[ "$status" -eq 1 ]
+	[[ $output == "km-compile: error: the cache folder '$PWD/open' (KM_CACHE= sets another): it is not a folder that we alone can write" ]]
+}
+
 @test "without bubblewrap there is no verdict, and the message says what to do" {
 	KM_BWRAP=/nowhere/bwrap run compile -o build.json "$TASK/baseline.c"
 	[ "$status" -eq 1 ]

@@ -31,31 +31,35 @@ static char *choose_folder(struct error *err)
 	return NULL;
 }
 
+static int make_folder(const char *folder, struct error *err)
+{
+	char *parent = path_folder(folder);
+	int result = file_make_folder(parent, err);
+
+	free(parent);
+	if (result == 0 && mkdir(folder, 0700) < 0 && errno != EEXIST)
+		result = error_set(err, KM_EXIT_ENVIRONMENT, "cannot make it: %s", strerror(errno));
+	return result;
+}
+
+static int check_folder(const char *folder, struct error *err)
+{
+	struct stat st;
+
+	if (stat(folder, &st) < 0 || !S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 022))
+		return error_set(err, KM_EXIT_ENVIRONMENT, "it is not a folder that we alone can write");
+	return 0;
+}
+
 char *cache_folder(struct error *err)
 {
 	char *folder = choose_folder(err);
-	struct stat st;
 
 	if (!folder)
 		return NULL;
-	if (!file_exists(folder)) {
-		char *parent = path_folder(folder);
-		int result = file_make_folder(parent, err);
-
-		free(parent);
-		if (result < 0)
-			goto fail;
-		if (mkdir(folder, 0700) < 0 && errno != EEXIST) {
-			error_set(err, KM_EXIT_ENVIRONMENT, "cannot make the cache folder '%s': %s", folder, strerror(errno));
-			goto fail;
-		}
-	}
-	if (stat(folder, &st) < 0 || !S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 022)) {
-		error_set(err, KM_EXIT_ENVIRONMENT, "the cache folder '%s' is not ours alone to write: set KM_CACHE", folder);
-		goto fail;
-	}
-	return folder;
-fail:
+	if ((file_exists(folder) || make_folder(folder, err) == 0) && check_folder(folder, err) == 0)
+		return folder;
+	error_prefix(err, "the cache folder '%s' (KM_CACHE= sets another)", folder);
 	free(folder);
 	return NULL;
 }
