@@ -69,3 +69,33 @@ writes() {
 	[ ${#lines[@]} -eq 1 ]
 	[[ $output == "[km-plan: error: "*"none.json"*"]" ]]
 }
+
+@test "doctor finds its files from any folder, and fails without them" {
+	cp -r "$ROOT/tools" "$BATS_TEST_TMPDIR/"
+	cd /
+	run "$BATS_TEST_TMPDIR/tools/doctor"
+	echo "$output"
+	[[ $output == *" jq  "* ]]
+	rm "$BATS_TEST_TMPDIR/tools/mk/packages.txt"
+	run "$BATS_TEST_TMPDIR/tools/doctor"
+	echo "$output"
+	[ "$status" -eq 1 ]
+	[ "$output" = "doctor: error: cannot read '$BATS_TEST_TMPDIR/tools/mk/packages.txt'" ]
+}
+
+@test "a rewind says if there was nothing to drop, and a recording makes no folder on its way" {
+	km_run a FROM="$ROOT/tests/replies/sgemm_cpu_demo" ROUNDS=2
+	run km_make rewind RUN=a TO=99
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[ "$output" = "$STATE/a has no round after 99" ]
+	run km_make record RUN=a TO="$BATS_TEST_TMPDIR/none/x/recording"
+	echo "$output"
+	[ "$status" -ne 0 ]
+	[[ $output == *"none/x/recording.tmp': No such file or directory"*"cannot make the recording '$BATS_TEST_TMPDIR/none/x/recording'"* ]]
+	[ ! -e "$BATS_TEST_TMPDIR/none" ]
+	run km_make rewind RUN=a TO=1
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[ "$output" = "dropped $STATE/a/r00002" ]
+}
