@@ -99,3 +99,24 @@ writes() {
 	[ "$status" -eq 0 ]
 	[ "$output" = "dropped $STATE/a/r00002" ]
 }
+
+@test "an output in a missing folder and a recording that is none are errors that name file and cause" {
+	cd "$BATS_TEST_TMPDIR"
+	local task=$ROOT/tests/tasks/toy_scale recording=$ROOT/tests/replies/sgemm_cpu_demo
+	run "$KM/km-compile" -t "$task" -o none/build.json "$task/baseline.c"
+	echo "$output"
+	[ "$status" -eq 1 ]
+	[ "$output" = "km-compile: error: cannot write 'none/build.json': No such file or directory" ]
+	jq -n '{made_by: {}, cue: "code/tile/1", node: "tile", attempt: 1, status: "CODE", reason: "", language: "c", source: "its first block"}' >candidate.json
+	run "$KM/km-compile" -t "$task" -c candidate.json --replay none "$task/baseline.c"
+	echo "$output"
+	[ "$status" -eq 3 ]
+	[ "$output" = "km-compile: error: cannot open the folder 'none': No such file or directory" ]
+	"$KM/km-compile" -t "$task" -c candidate.json --replay "$recording" "$task/baseline.c" >build.json
+	[ "$(jq -r .status build.json)" = UNRECORDED ]
+	[ "$("$KM/km-bench" --replay "$recording" build.json | jq -r .status)" = UNRECORDED ]
+	run "$KM/km-bench" --replay build.json build.json
+	echo "$output"
+	[ "$status" -eq 3 ]
+	[ "$output" = "km-bench: error: cannot open the folder 'build.json': Not a directory" ]
+}

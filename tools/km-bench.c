@@ -625,13 +625,13 @@ static int replay(struct bench *b, struct error *err)
 	const char *cue = json_string(b->build, "cue");
 	char *name = xstrdup(cue ? cue : ""), *path;
 	cJSON *verdict = NULL;
-	int status = 0;
+	int status = file_need_folder(b->options->replay, err);
 
 	for (char *p = name; *p; p++)
 		if (*p == '/')
 			*p = '_';
 	path = xasprintf("%s/verdicts/%s.json", b->options->replay, name);
-	if (*name && file_exists(path)) {
+	if (status == 0 && *name && file_exists(path)) {
 		verdict = json_load(path, "verdict", err);
 		status = verdict ? schema_check("bench", json_get(verdict, "bench"), err) : -1;
 		if (verdict && status < 0)
@@ -639,7 +639,7 @@ static int replay(struct bench *b, struct error *err)
 		if (status == 0)
 			b->document = cJSON_Duplicate(json_get(verdict, "bench"), true);
 		cJSON_Delete(verdict);
-	} else {
+	} else if (status == 0) {
 		b->document = report_new(b->build, "UNRECORDED", NULL, "no verdict was recorded for this kernel");
 	}
 	free(path);

@@ -13,6 +13,7 @@
 #include "task.h"
 #include "util.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <math.h>
 #include <stdlib.h>
@@ -62,7 +63,7 @@ static char *resolve(const char *path, struct error *err)
 	char *real = realpath(path, NULL);
 
 	if (!real)
-		error_set(err, KM_EXIT_INPUT, "cannot find '%s'", path);
+		error_set(err, KM_EXIT_INPUT, "cannot find '%s': %s", path, strerror(errno));
 	return real;
 }
 
@@ -100,7 +101,9 @@ static char *name_path(const struct options *o, const char *path, struct error *
 	if (!real || !o->output)
 		return real;
 	folder = path_folder(o->output);
-	real_folder = resolve(folder, err);
+	real_folder = realpath(folder, NULL);
+	if (!real_folder)
+		error_set(err, KM_EXIT_ENVIRONMENT, "cannot write '%s': %s", o->output, strerror(errno));
 	relative = real_folder ? relative_to(real, real_folder) : NULL;
 	free(folder);
 	free(real_folder);
@@ -294,11 +297,11 @@ static int replay(const struct options *o, struct input *in, struct error *err)
 {
 	char *path = verdict_path(o, in);
 	cJSON *verdict = NULL;
-	int result = 0;
+	int result = file_need_folder(o->replay, err);
 
-	if (!file_exists(path)) {
+	if (result == 0 && !file_exists(path)) {
 		set_verdict(in->build, "UNRECORDED", "no verdict was recorded for this attempt");
-	} else {
+	} else if (result == 0) {
 		verdict = json_load(path, "verdict", err);
 		result = verdict ? take_recorded(in, verdict, err) : -1;
 		if (verdict && result < 0)

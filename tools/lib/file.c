@@ -239,6 +239,16 @@ bool file_exists(const char *path)
 	return stat(path, &st) == 0;
 }
 
+int file_need_folder(const char *path, struct error *err)
+{
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd < 0)
+		return error_set(err, KM_EXIT_INPUT, "cannot open the folder '%s': %s", path, strerror(errno));
+	close(fd);
+	return 0;
+}
+
 int file_make_folder(const char *path, struct error *err)
 {
 	char *copy = xstrdup(path);

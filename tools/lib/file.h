@@ -28,6 +28,9 @@ int file_append_line(const char *path, const char *line, struct error *err);
 
 bool file_exists(const char *path);
 
+/* KM_EXIT_INPUT if path is no folder, or none that can be looked into. */
+int file_need_folder(const char *path, struct error *err);
+
 /* mkdir -p. */
 int file_make_folder(const char *path, struct error *err);
 
