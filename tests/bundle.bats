@@ -59,6 +59,15 @@ need_mounts() {
 	[[ $output == *'bubblewrap is not installed'* ]]
 }
 
+@test "a bundle made from another folder lies where the caller said" {
+	cd "$BATS_TEST_TMPDIR"
+	"$ROOT/tools/bundle" "$KM" here.tar.gz
+	cmp <(tar -tzf here.tar.gz | sort) <(tar -tzf "$BUNDLE" | sort)
+	run "$ROOT/tools/bundle" none here.tar.gz
+	echo "$output"
+	[ "$status" -eq 1 ]
+	[ "$output" = "bundle: error: no programs in '$PWD/none': make" ]
+}
 
 @test "a bundle has its own jq, and the scripts for a device" {
 	run on_host bash -c 'bin/lib/jq -n "1 + 1" && tests/device/repeat -h | head -n 1 && [ -f tests/cheats/cuda/expected.tsv ]'
