@@ -83,6 +83,13 @@ count() { grep -c "^$1" run/calls.tsv || true; }
 	[[ $output == *"a reply that cannot be taken"* ]]
 }
 
+@test "where the reply cannot be written nobody is asked" {
+	run "$KM/km-llm" --run run -o none/reply.json --provider exec --exec 'echo hi' request.json
+	[ "$status" -eq 1 ]
+	[[ $output == *"none/reply.json"*"No such file"* ]]
+	[ ! -e run/calls.tsv ]
+}
+
 @test "exec: a command that fails is exit 4 with its words, and the run goes on" {
 	run llm --provider exec --exec 'echo out; echo no luck >&2; exit 7'
 	[ "$status" -eq 4 ]

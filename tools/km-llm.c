@@ -16,6 +16,7 @@
 #include "util.h"
 
 #include <curl/curl.h>
+#include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -268,11 +269,15 @@ static bool is_answered(const char *output, const cJSON *request, cJSON **reply)
 	return false;
 }
 
-static int prepare_run(const char *run, struct error *err)
+/* What is needed to keep the reply, before it is paid for. */
+static int prepare(const struct options *o, struct error *err)
 {
+	const char *run = o->ask.run;
 	char *calls;
 	int status;
 
+	if (o->output && access(o->ask.options.folder, W_OK) < 0)
+		return error_set(err, KM_EXIT_ENVIRONMENT, "cannot write '%s': %s", o->output, strerror(errno));
 	if (!run)
 		return 0;
 	calls = xasprintf("%s/calls", run);
@@ -308,7 +313,7 @@ static int answer(struct options *o, const cJSON *request, const struct buf *byt
 	if (is_answered(o->output, request, &reply)) {
 		status = file_touch(o->output, err);
 	} else {
-		reply = find_price(o, request, err) == 0 && prepare_run(o->ask.run, err) == 0 ? ask_reply(&o->ask, request, err) : NULL;
+		reply = find_price(o, request, err) == 0 && prepare(o, err) == 0 ? ask_reply(&o->ask, request, err) : NULL;
 		status = reply ? save_reply(o->output, reply, bytes, err) : -1;
 	}
 	if (status == 0)
