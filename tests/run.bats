@@ -121,6 +121,21 @@ setup_file() {
 	[ "$(jq -r .status "$STATE/a/r00001/s0/candidate.json")" = CODE ]
 }
 
+@test "a tree in a folder with a space asks, checks and goes on" {
+	local tree="$BATS_TEST_TMPDIR/sp ace"
+	mkdir -p "$tree/bin"
+	fake_judge "$tree/bin"
+	# As in a bundle: nothing is built there.
+	mkdir "$tree/bin/lib" && touch "$tree/bin/lib/bwrap.program"
+	cp -r "$ROOT"/{Makefile,tools,prompts} "$tree"
+	mkdir "$tree/tasks" && cp -r "$ROOT/tasks/sgemm_cpu" "$tree/tasks"
+	cp "$ROOT/tests/peer/model.sh" "$tree/model.sh"
+	run make -C "$tree" BIN=bin run TASK=sgemm_cpu PROVIDER=exec EXEC="'$tree/model.sh'" ROUNDS=1 FINAL=no
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[ -e "$tree/state/sgemm_cpu/r00001/world.json" ]
+}
+
 @test "a budget ends the search between two calls, and a larger one goes on" {
 	export KM_PRICE=1,10 EXEC=$ROOT/tests/peer/model.sh
 	run km_run a TASK=sgemm_cpu PROVIDER=exec ROUNDS=3 USD=0.1 JUDGE=replay FROM="$RECORDING"

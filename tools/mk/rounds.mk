@@ -39,7 +39,8 @@ ASK := $(BIN)/km-llm --provider $(PROVIDER) --run $(S) $(if $(filter replay,$(PR
   $(if $(filter exec,$(PROVIDER)),--exec "$$EXEC") $(if $(TIMEOUT),--timeout $(TIMEOUT)) $(if $(STALL),--stall $(STALL)) $(if $(TRIES),--tries $(TRIES)) \
   $(if $(WHOLE),--whole) --prices $(PRICES) $(if $(USD),--usd $(USD)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(LIMIT_SECONDS),--seconds $(LIMIT_SECONDS)) \
   $(if $(CALLS),--calls $(CALLS)) $(if $(CALL_USD),--call-usd $(CALL_USD)) $(if $(CALL_TOKENS),--call-tokens $(CALL_TOKENS))
-ASK_TREE := $(ASK) --check '$(abspath $(BIN))/km-update check'
+# A check is a command of the shell.
+ASK_TREE := $(ASK) --check "'$(abspath $(BIN))/km-update' check"
 # $(1) the role, PLAN or CODE: its own settings go before those of both.
 of_role = $(or $($(1)_$(2)),$($(2)))
 option = $(if $(call of_role,$(1),$(2)),--$(3) $(call quoted,$(call of_role,$(1),$(2))))
@@ -72,7 +73,7 @@ define slot_rules
 $(1)/$(2)/request.json: $(1)/plan.json | $(1)/$(2) $(BIN)/km-instantiate
 	$$(Q)$$(BIN)/km-instantiate request --slot $(2:s%=%) $$(FOR_CODE) -o $$@ $$<
 $(1)/$(2)/reply.json: $(1)/$(2)/request.json | $(BIN)/km-llm $(BIN)/km-instantiate
-	$$(Q)$$(ASK) --again 1 --check '$$(abspath $$(BIN))/km-instantiate check $(BASE)' -o $$@ $$<
+	$$(Q)$$(ASK) --again 1 --check "'$$(abspath $$(BIN))/km-instantiate' check $(BASE)" -o $$@ $$<
 $(1)/$(2)/candidate.json: $(1)/$(2)/reply.json | $(BIN)/km-instantiate
 	$$(Q)$$(BIN)/km-instantiate candidate --language $$(LANGUAGE) $(BASE) -o $$@ $$<
 $(1)/$(2)/$(KERNEL): $(1)/$(2)/candidate.json | $(BIN)/km-instantiate
