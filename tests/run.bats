@@ -244,6 +244,40 @@ setup_file() {
 	[ "$status" -eq 2 ]
 }
 
+@test "the name of a run is one part of a path" {
+	local name goal
+	for name in ../x a/b .. .hidden 'a b'; do
+		for goal in run status rewind settle 'replay FROM=x' compare; do
+			# shellcheck disable=SC2086
+			run km_make $goal RUN="$name" TASK=sgemm_cpu PROVIDER=manual TO=0
+			[ "$status" -eq 2 ]
+			[[ $output == *"no name of a run"* ]]
+		done
+	done
+	[ ! -e "$STATE" ]
+}
+
+@test "a variable of make that a search does not know is refused, with the one that was meant" {
+	local goal
+	for goal in run bench 'replay FROM=x' compare demo; do
+		# shellcheck disable=SC2086
+		run km_make $goal TASK=sgemm_cpu PROVIDER=manual EVAL=4
+		[ "$status" -eq 2 ]
+		[[ $output == *"unknown setting 'EVAL'; is it EVALS?"* ]]
+	done
+	[ ! -e "$STATE" ]
+	run km_make help EVAL=4
+	[ "$status" -eq 0 ]
+	# All that the README, -h and the makefiles offer, and what programs find in their environment.
+	run km_make -n run RUN=a TASK=sgemm_cpu WIDTH=1 K=3 SAMPLES=1 STRATEGY=world POLICY=default SEED=1 ROUNDS=1 EVALS=1 PROVIDER=manual MODEL=m JUDGE=real \
+		TARGET=1 PATIENCE=1 USD=1 TOKENS=1 SECONDS=1 LIMIT_SECONDS=1 CALLS=1 EFFORT=low PLAN_TEMPERATURE=1 CODE_MAX_TOKENS=9 FINAL=no PACK=x TO=0 \
+		EXEC=x TIMEOUT=9 STALL=9 TRIES=1 WHOLE=1 CALL_USD=1 CALL_TOKENS=1 PRICES=tools/prices.tsv MARCH=native PROFILE=1 CHECK_WITH=memcheck STRATEGIES=world \
+		V=1 Q= CC=gcc CFLAGS=-O2 WERROR= SANITIZE= T=x JOBS=1 PREFIX=/x DESTDIR=/x BUNDLE=x KM_BASE_URL=x OPENAI_API_KEY=x CUDA_VISIBLE_DEVICES=0
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[[ $output == *r00001/world.json* ]]
+}
+
 @test "a run knows the device that judges it by PROBE, and takes no earlier searches of its task along" {
 	cd "$BATS_TEST_TMPDIR"
 	cp -r "$ROOT/tasks/rmsnorm_h4096" rmsnorm

@@ -59,9 +59,20 @@ SETTINGS = $(foreach n,$(SETTING_NAMES) $(ROLE_NAMES),$(if $($(n)),$(n)=$(call q
 export KM_BIN := $(BIN)
 export EXEC
 
+# Of these goals a misspelt name would be lost in silence, and EVAL=4 is a matter of money.
+ifneq ($(filter run bench replay compare demo,$(MAKECMDGOALS)),)
+KNOWN_NAMES := $(SETTING_NAMES) $(ROLE_NAMES) STATE RUN EXEC LIMIT_SECONDS TIMEOUT STALL TRIES WHOLE CALL_USD CALL_TOKENS PRICES MARCH PROFILE \
+  CHECK_WITH TO PACK KERNEL STRATEGIES SIMULATE V Q CC CFLAGS WARNINGS WERROR SANITIZE FLAVOUR OBJ BIN CUDA_% NVCC% T JOBS PREFIX DESTDIR BUNDLE \
+  SHELL PATH TMPDIR KM_% OPENAI_% ANTHROPIC_% %_proxy %_PROXY
+UNKNOWN := $(firstword $(foreach n,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(n)))),$(filter-out $(KNOWN_NAMES),$(n)))))
+NEAR := $(strip $(foreach n,$(filter-out K,$(SETTING_NAMES) $(ROLE_NAMES)),$(if $(findstring $(UNKNOWN),$(n))$(findstring $(n),$(UNKNOWN)),$(n))))
+$(if $(UNKNOWN),$(error unknown setting '$(UNKNOWN)'$(if $(NEAR),; is it $(NEAR)?) ('tools/run -h' lists them; for the environment it goes before make: $(UNKNOWN)=... make)))
+endif
+
 # Under make -n tools/run previews; what would go on from its result is only named.
 DRY = $(if $(findstring n,$(firstword -$(MAKEFLAGS))),echo )
-need = $(if $($(1)),,$(error say which: $(1)=$(2)))
+need = $(if $($(1)),,$(error say which: $(1)=$(2)))$(if $(filter RUN,$(1)),$(one_name))
+one_name = $(if $(findstring /,$(RUN))$(filter .%,$(RUN))$(word 2,$(RUN)),$(error RUN=$(RUN) is no name of a run: one word without '/', which begins with no dot; STATE=folder keeps runs elsewhere))
 
 run: all ## search: TASK= RUN= ROUNDS= EVALS= WIDTH= PROVIDER=openai|anthropic|exec|manual|replay MODEL= EXEC= ...
 	$(call need,RUN,a task in tasks/ by TASK=, or a run in state/)
@@ -97,9 +108,12 @@ record: ## make a recording of a run, to be replayed: RUN= TO=folder
 	$(call need,TO,a folder that does not exist yet)
 	$(Q)tools/keep record $(S) $(call quoted,$(TO))
 
-replay: all ## search again with the replies of a recording: FROM=folder RUN= JUDGE=replay|real
+# Recordings of two tasks may have one name.
+REPLAY_RUN = $(or $(RUN),$(addsuffix -,$(shell jq -r .task $(call quoted,$(FROM))/run.json 2>/dev/null))$(notdir $(FROM:%/=%))-replay)
+replay: all ## search again with the replies of a recording: FROM=folder RUN=TASK-folder-replay JUDGE=replay|real
 	$(call need,FROM,the folder of a recording)
-	+$(Q)tools/run $(STATE)/$(or $(RUN),$(notdir $(FROM:%/=%))-replay) $(SETTINGS) -- $(MAKE) -k rounds
+	$(one_name)
+	+$(Q)tools/run $(STATE)/$(REPLAY_RUN) $(SETTINGS) -- $(MAKE) -k rounds
 
 STRATEGIES ?= world evolve greedy best-of-n
 compare: all ## search a task by several strategies and compare: TASK= STRATEGIES='world evolve greedy best-of-n' EVALS=16 PROVIDER=
