@@ -131,6 +131,62 @@ last_world() {
 	[ "$(jq -c .parameters "$STATE/world/r00001/s0/request.json")" = '{"model":"both","max_tokens":999,"temperature":0.7,"effort":"low"}' ]
 }
 
+# asked RUN SLOT: the model of its request in round 1.
+asked() { jq -r .parameters.model "$STATE/$1/r00001/$2/request.json"; }
+
+@test "what nobody has answered is asked anew when something else is to be asked, and no answer is paid twice" {
+	search world WIDTH=2 EVALS=2 MODEL=a
+	local last=$STATE/world/r00001 file
+	# Round 1 again, with slot 0 answered and slot 1 not.
+	km_make record RUN=world TO="$PWD/recording"
+	rm "$last"/s0/reply.json "$last"/s1/reply.json "$STATE/world/calls/$(jq -r .id "$last/s1/request.json").json"
+	sums "$STATE/world" >before
+	EXEC='exit 9' run km_run world
+	[ "$status" -eq 4 ]
+	sums "$STATE/world" >now
+	[ "$(diff before now | grep '^[<>]' | grep -v 's0/reply.json')" = "" ]
+	rm "$last/s0/reply.json"
+	run km_make -n run RUN=world MODEL=b
+	[[ $output == *"-o $last/s1/request.json"* ]]
+	[[ $output != *"-o $last/s0/request.json"* ]]
+	[ "$(asked world s1)" = a ]
+	for file in "$last"/s?/request.json; do cp "$file" "$(basename "$(dirname "$file")")"; done
+	cp "$STATE/world/calls.tsv" calls
+	search world MODEL=b EFFORT=low CODE_TEMPERATURE=0.50
+	cmp s0 "$last/s0/request.json"
+	[ "$(jq -c .parameters "$last/s1/request.json")" = '{"model":"b","max_tokens":16000,"temperature":0.5,"effort":"low"}' ]
+	diff <(jq 'del(.id, .parameters)' s1) <(jq 'del(.id, .parameters)' "$last/s1/request.json")
+	[ "$(comm -13 <(sort calls) <(sort "$STATE/world/calls.tsv") | awk '$1 == "start" { print $3, $5 }' | sort -u | grep -c ' a$')" -eq 0 ]
+	[ "$(grep -c "^start	$(jq -r .id s0)" "$STATE/world/calls.tsv")" -eq 1 ]
+	# All is answered now: what is to be asked is of no matter.
+	sums "$STATE/world" >before
+	search world MODEL=c MAX_TOKENS=5
+	sums "$STATE/world" | diff before -
+}
+
+@test "a question that is out stays as it is; for another provider it is withdrawn, unless it was answered" {
+	local folder=$STATE/a/r00000 ask
+	run km_run a TASK=sgemm_cpu PROVIDER=manual MODEL=a
+	[ "$status" -eq 75 ]
+	ask=$(echo "$folder"/ask-*.md)
+	times "$STATE/a" >before
+	run km_run a MODEL=b
+	[ "$status" -eq 75 ]
+	[ "$(jq -r .parameters.model "$folder/request.json")" = a ]
+	[ "$(echo "$folder"/ask-*.md)" = "$ask" ]
+	# Given to the answerer, and not yet taken in.
+	"$EXEC" <"$ask" >"${ask/ask-/answer-}"
+	run km_run a MODEL=b PROVIDER=exec EVALS=1
+	[ "$status" -eq 0 ]
+	[ "$(jq -r .parameters.model "$folder/request.json")" = a ]
+	run km_run b TASK=sgemm_cpu PROVIDER=manual
+	run km_run b PROVIDER=exec MODEL=b EVALS=1
+	[ "$status" -eq 0 ]
+	[ "$(jq -r .parameters.model "$STATE/b/r00000/request.json")" = b ]
+	run km_make waiting RUN=b
+	[[ $output == *"No question waits"* ]]
+}
+
 @test "make compare: every strategy at equal budget, a table, curves and a plot; again from recordings" {
 	command -v gnuplot >/dev/null || skip "no gnuplot here"
 	run km_make compare TASK=sgemm_cpu PROVIDER=exec EVALS=6 K=2

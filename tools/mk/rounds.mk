@@ -44,8 +44,9 @@ ASK_TREE := $(ASK) --check "'$(abspath $(BIN))/km-update' check"
 # $(1) the role, PLAN or CODE: its own settings go before those of both.
 of_role = $(or $($(1)_$(2)),$($(2)))
 option = $(if $(call of_role,$(1),$(2)),--$(3) $(call quoted,$(call of_role,$(1),$(2))))
+most_tokens = $(call quoted,$(or $(call of_role,$(1),MAX_TOKENS),16000))
 FOR_ROLE = --task $(S)/task --prompts $(S)/prompts $(call option,$(1),MODEL,model) $(call option,$(1),EFFORT,effort) \
-  $(call option,$(1),TEMPERATURE,temperature) $(call option,$(1),MAX_TOKENS,max-tokens)
+  $(call option,$(1),TEMPERATURE,temperature) --max-tokens $(call most_tokens,$(1))
 FOR_PLAN := $(call FOR_ROLE,PLAN)
 FOR_CODE := $(call FOR_ROLE,CODE)
 REPLAY := $(if $(filter replay,$(JUDGE)),--replay $(FROM))
@@ -71,6 +72,7 @@ BASE = --plan $(1)/plan.json --slot $(2:s%=%)
 # The same arguments.
 define slot_rules
 $(1)/$(2)/request.json: $(1)/plan.json | $(1)/$(2) $(BIN)/km-instantiate
+	$$(WITHDRAW)
 	$$(Q)$$(BIN)/km-instantiate request --slot $(2:s%=%) $$(FOR_CODE) -o $$@ $$<
 $(1)/$(2)/reply.json: $(1)/$(2)/request.json | $(BIN)/km-llm $(BIN)/km-instantiate
 	$$(Q)$$(ASK) --again 1 --check "'$$(abspath $$(BIN))/km-instantiate' check $(BASE)" -o $$@ $$<
@@ -79,6 +81,7 @@ $(1)/$(2)/candidate.json: $(1)/$(2)/reply.json | $(BIN)/km-instantiate
 $(1)/$(2)/$(KERNEL): $(1)/$(2)/candidate.json | $(BIN)/km-instantiate
 	$$(Q)$$(BIN)/km-instantiate source -o $$@ $$<
 $(1)/$(2)/edit-request.json: $(1)/plan.json $(SLOTS:%=$(1)/%/bench.json) | $(3)/world.json $(BIN)/km-update
+	$$(WITHDRAW)
 	$$(Q)$$(BIN)/km-update request --slot $(2:s%=%) $$(FOR_PLAN) -o $$@ $$<
 $(1)/$(2)/edit-reply.json: $(1)/$(2)/edit-request.json | $(BIN)/km-llm $(BIN)/km-update
 	$$(Q)$$(ASK_TREE) -o $$@ $$<
@@ -111,6 +114,13 @@ STATE_FILES := $(foreach d,$(UNJUDGED),$(d)/build.json $(d)/bench.json)
 .PHONY: verdicts
 else
 # ---- the search ----
+# A request that nobody has answered is made again when something else is to be asked of the model; a question that is
+# out for it goes with it.
+files_of = $(wildcard $(S)/r?????/$(1) $(S)/r?????/s*/$(1) $(S)/r?????/s*/edit-$(1))
+asked_of = $(call quoted,$(call of_role,$(1),MODEL)) $(call most_tokens,$(1)) $(foreach n,TEMPERATURE EFFORT,$(call quoted,$(call of_role,$(1),$(n))))
+UNANSWERED := $(filter-out $(patsubst %reply.json,%request.json,$(call files_of,reply.json)),$(call files_of,request.json))
+CHANGED := $(if $(UNANSWERED),$(shell tools/mk/unasked $(S) $(PROVIDER) $(call asked_of,PLAN) $(call asked_of,CODE) $(UNANSWERED)))
+WITHDRAW = $(if $(filter $@,$(CHANGED)),$(Q)rm -f $(@D)/ask-*.md)
 ROUND_FOLDERS := $(addprefix $(S)/,$(shell seq -f r%05.0f 0 $(ROUNDS)))
 FIRST := $(firstword $(ROUND_FOLDERS))
 LATER := $(wordlist 2,$(words $(ROUND_FOLDERS)),$(ROUND_FOLDERS))
@@ -119,6 +129,7 @@ rounds: $(lastword $(ROUND_FOLDERS))/world.json
 .PHONY: rounds
 
 $(FIRST)/request.json: | $(S)/run.json $(FIRST) $(BIN)/km-update
+	$(WITHDRAW)
 	$(Q)$(BIN)/km-update request --first $(FOR_PLAN) -o $@ $(S)/run.json
 $(FIRST)/reply.json: $(FIRST)/request.json | $(BIN)/km-llm $(BIN)/km-update
 	$(Q)$(ASK_TREE) -o $@ $<
@@ -142,9 +153,9 @@ endif
 # Slots on disk whose verdict is to be made: few, so the look into build.json costs nothing when all is done.
 SLOTS_BUILT := $(patsubst %/build.json,%,$(wildcard $(S)/r?????/s*/build.json))
 SLOTS_JUDGED := $(patsubst %/bench.json,%,$(wildcard $(S)/r?????/s*/bench.json))
-REBUILD := $(foreach d,$(filter-out $(SLOTS_JUDGED),$(SLOTS_BUILT)),$(call FORCE_BUILD,$(d)))
-ifneq ($(REBUILD),)
-$(REBUILD): FORCE
+REMADE := $(CHANGED) $(foreach d,$(filter-out $(SLOTS_JUDGED),$(SLOTS_BUILT)),$(call FORCE_BUILD,$(d)))
+ifneq ($(strip $(REMADE)),)
+$(REMADE): FORCE
 FORCE:
 .PHONY: FORCE
 endif
