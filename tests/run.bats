@@ -78,6 +78,17 @@ setup_file() {
 	[ -e "$(echo "$STATE"/a/r00001/s0/ask-*.md)" ]
 }
 
+@test "a verdict that waits for a device names make bench and no questions" {
+	local PROGRAM_FOLDER=$BATS_TEST_TMPDIR/bin
+	fake_judge "$PROGRAM_FOLDER"
+	printf '#!/bin/sh\necho waiting for a CUDA device >&2\nexit 75\n' >"$PROGRAM_FOLDER/km-bench"
+	run km_run a FROM="$RECORDING" JUDGE=real ROUNDS=1
+	echo "$output"
+	[ "$status" -eq 75 ]
+	[[ $output == *"waiting for 2: "*bench.json*"make bench RUN=a"* ]]
+	[[ $output != *uestion* ]]
+}
+
 @test "all questions of a round are out at once" {
 	run km_run a FROM="$RECORDING" PROVIDER=manual
 	[ "$status" -eq 75 ]
@@ -232,16 +243,89 @@ setup_file() {
 	[ "$status" -eq 0 ]
 }
 
-@test "settings that make no run are exit 2 and leave no run.json" {
-	run km_run a TASK=sgemm_cpu WIDTH=0
+@test "settings that make no run are exit 2, name the setting and leave nothing behind" {
+	local setting
+	for setting in WIDTH=0 WIDTH=abc WIDTH=1.5 WIDTH=08 SAMPLES=x K=0 SEED=x EVALS=1e3 ROUNDS=-1 PROVIDER=bogus JUDGE=maybe POLICY=none STRATEGY=none \
+		USD=x TARGET=x CODE_TEMPERATURE=hot MAX_TOKENS=0 PROBE=none.json; do
+		run km_run a TASK=sgemm_cpu PROVIDER=manual "$setting"
+		echo "$setting: $status: $output"
+		[ "$status" -eq 2 ]
+		[[ $output == *"error: $setting: "* ]]
+		[[ $output != *.tmp* ]]
+	done
+	run km_run a TASK=sgemm_cpu PROVIDER=manual WIDTH=33 SAMPLES=2
 	[ "$status" -eq 2 ]
-	[ ! -e "$STATE/a/run.json" ]
-	run km_run b TASK=no-such-task
+	for setting in TASK=no-such-task FROM=/no-such-folder NOSUCH=1 WIDTH=2; do
+		run km_run a "$setting"
+		[ "$status" -eq 2 ]
+	done
+	run km_make compare TASK=no-such-task
 	[ "$status" -eq 2 ]
-	run km_run c
+	[ "$(grep -c no-such-task <<<"$output")" -eq 1 ]
+	[ ! -e "$STATE" ]
+	km_run a FROM="$RECORDING" ROUNDS=1
+	sums "$STATE/a" >"$BATS_TEST_TMPDIR/before"
+	run km_run a PATIENCE=some
 	[ "$status" -eq 2 ]
-	run km_run c NOSUCH=1
+	[[ $output == *"error: PATIENCE=some: "* ]]
+	sums "$STATE/a" | diff "$BATS_TEST_TMPDIR/before" -
+}
+
+@test "a recording whose settings are none is refused, and nothing in it is calculated or run" {
+	cp -r "$RECORDING" "$BATS_TEST_TMPDIR/other"
+	# shellcheck disable=SC2016
+	jq '.defaults.rounds = "a[$(touch made)]"' "$RECORDING/run.json" >"$BATS_TEST_TMPDIR/other/run.json"
+	run km_run a FROM="$BATS_TEST_TMPDIR/other" JUDGE=real
 	[ "$status" -eq 2 ]
+	[[ $output == *"error: ROUNDS="* ]]
+	[ ! -e "$ROOT/made" ]
+	[ ! -e "$STATE/a" ]
+}
+
+@test "a provider that could ask nobody is refused before anything is made" {
+	local settings
+	for settings in "PROVIDER=openai" "PROVIDER=anthropic" "PROVIDER=openai PLAN_MODEL=m" "PROVIDER=openai CODE_MODEL=m" "PROVIDER=exec"; do
+		# shellcheck disable=SC2086
+		EXEC='' run km_run a TASK=sgemm_cpu $settings
+		echo "$settings: $status: $output"
+		[ "$status" -eq 2 ]
+		[[ $output == *"needs a"*"${settings:+=}"* ]]
+		[ ! -e "$STATE" ]
+	done
+	# Who makes no edits of a tree needs nobody to plan it; there is no server, so it fails later.
+	OPENAI_API_KEY=x KM_BASE_URL=http://127.0.0.1:9/v1 run km_make run RUN=a TASK=sgemm_cpu PROVIDER=openai CODE_MODEL=m STRATEGY=greedy TRIES=1
+	[[ $output == *"127.0.0.1"* ]]
+	km_run b FROM="$RECORDING" ROUNDS=1
+	run km_run b PROVIDER=exec ROUNDS=2
+	[ "$status" -eq 2 ]
+	[ "$(grep -c exec "$STATE/b/calls.tsv")" -eq 0 ]
+}
+
+@test "a run keeps the command of provider exec to the letter, another goes before it, and a recording is made without it" {
+	local EXEC=$'"$PEER" # it\'s\n: $$ "100%"'
+	export EXEC PEER=$ROOT/tests/peer/model.sh
+	km_run a TASK=sgemm_cpu PROVIDER=exec JUDGE=replay FROM="$RECORDING" ROUNDS=1
+	[ "$(jq -r .defaults.exec "$STATE/a/run.json")" = "$EXEC" ]
+	unset EXEC
+	run km_run a ROUNDS=2
+	[ "$status" -eq 0 ]
+	[ -e "$STATE/a/r00002/world.json" ]
+	rm "$STATE/a/r00002/s0/reply.json" "$STATE/a/calls/$(jq -r .id "$STATE/a/r00002/s0/request.json").json"
+	km_make RUN=a ROUNDS=2 "$STATE/a/r00002/s0/reply.json"
+	[ "$(jq -r .provider "$STATE/a/r00002/s0/reply.json")" = exec ]
+	EXEC='echo other >&2; exit 9' run km_run a ROUNDS=3
+	[ "$status" -eq 4 ]
+	[[ $output == *other* ]]
+	km_make record RUN=a TO="$BATS_TEST_TMPDIR/kept"
+	[ "$(jq '.defaults | has("exec")' "$BATS_TEST_TMPDIR/kept/run.json")" = false ]
+	# A run of earlier times has no such key, and whoever replays runs no command of the recording.
+	jq '.defaults.exec = "exit 9"' "$RECORDING/run.json" >"$BATS_TEST_TMPDIR/kept/run.json"
+	run km_run b FROM="$BATS_TEST_TMPDIR/kept" PROVIDER=exec
+	[ "$status" -eq 2 ]
+	[ ! -e "$STATE/b" ]
+	jq 'del(.defaults.exec)' "$STATE/a/run.json" >"$BATS_TEST_TMPDIR/old" && mv "$BATS_TEST_TMPDIR/old" "$STATE/a/run.json"
+	EXEC='"$PEER"' run km_run a ROUNDS=3
+	[ "$status" -eq 0 ]
 }
 
 @test "the name of a run is one part of a path" {
@@ -276,6 +360,36 @@ setup_file() {
 	echo "$output"
 	[ "$status" -eq 0 ]
 	[[ $output == *r00001/world.json* ]]
+}
+
+@test "replays of recordings with one name are runs of their own, and a run stays with its recording" {
+	cd "$BATS_TEST_TMPDIR"
+	mkdir one two
+	cp -r "$RECORDING" one/kept
+	cp -r "$RECORDING" two/kept
+	jq '.task = "other"' "$RECORDING/run.json" >two/kept/run.json
+	km_make replay FROM="$PWD/one/kept" ROUNDS=1
+	km_make replay FROM="$PWD/two/kept/" ROUNDS=2
+	[ ! -e "$STATE/sgemm_cpu-kept-replay/r00002" ]
+	[ -e "$STATE/other-kept-replay/r00002/world.json" ]
+	run km_run sgemm_cpu-kept-replay FROM="$PWD/two/kept" ROUNDS=2
+	[ "$status" -eq 2 ]
+	[[ $output == *one/kept*two/kept* ]]
+	ln -s one again
+	(cd "$ROOT" && mkdir -p "$STATE" && KM_BIN=$KM tools/run "$STATE/sgemm_cpu-kept-replay" FROM="$BATS_TEST_TMPDIR/again/kept" ROUNDS=1 -- make -k rounds)
+	# What was moved is found again: all of it, or the recording alone.
+	mkdir elsewhere
+	mv state one elsewhere/
+	STATE=$PWD/elsewhere/state run km_run sgemm_cpu-kept-replay FROM="$PWD/elsewhere/one/kept" ROUNDS=1
+	[ "$status" -eq 0 ]
+	mv elsewhere/one/kept moved
+	STATE=$PWD/elsewhere/state run km_run sgemm_cpu-kept-replay FROM="$PWD/moved" ROUNDS=1
+	[ "$status" -eq 0 ]
+	# A search of one's own is not taken for a replay, which would go on with it for money.
+	run km_run mine TASK=sgemm_cpu PROVIDER=manual
+	run km_run mine FROM="$RECORDING"
+	[ "$status" -eq 2 ]
+	[[ $output == *"made without a recording"* ]]
 }
 
 @test "a run knows the device that judges it by PROBE, and takes no earlier searches of its task along" {

@@ -36,7 +36,7 @@ LANGUAGE := $(if $(filter %.cu,$(KERNEL)),cuda,c)
 LIMITS := --rounds $(ROUNDS) --evals $(EVALS) $(if $(USD),--usd $(USD)) $(if $(TOKENS),--tokens $(TOKENS)) \
   $(if $(LIMIT_SECONDS),--seconds $(LIMIT_SECONDS)) $(if $(TARGET),--target $(TARGET)) $(if $(PATIENCE),--patience $(PATIENCE))
 ASK := $(BIN)/km-llm --provider $(PROVIDER) --run $(S) $(if $(filter replay,$(PROVIDER)),--recording $(FROM)) \
-  $(if $(filter exec,$(PROVIDER)),--exec "$$EXEC") $(if $(TIMEOUT),--timeout $(TIMEOUT)) $(if $(STALL),--stall $(STALL)) $(if $(TRIES),--tries $(TRIES)) \
+  $(if $(filter exec,$(PROVIDER)),--exec "$${EXEC:-$$(jq -r '.defaults.exec // empty' $(S)/run.json)}") $(if $(TIMEOUT),--timeout $(TIMEOUT)) $(if $(STALL),--stall $(STALL)) $(if $(TRIES),--tries $(TRIES)) \
   $(if $(WHOLE),--whole) --prices $(PRICES) $(if $(USD),--usd $(USD)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(LIMIT_SECONDS),--seconds $(LIMIT_SECONDS)) \
   $(if $(CALLS),--calls $(CALLS)) $(if $(CALL_USD),--call-usd $(CALL_USD)) $(if $(CALL_TOKENS),--call-tokens $(CALL_TOKENS))
 # A check is a command of the shell.
