@@ -1,13 +1,16 @@
 #!/usr/bin/env bats
 # Replays: with the recorded verdicts byte for byte; with other timings and turned verdicts always to an end.
 #
-# REPLAYS=n replays of the demo's recording (default 40, with KM_LONG=1 200).
+# REPLAYS=n replays of the demo's recording (default 40, with KM_LONG=1 200, with sanitized programs 10).
 
 load helpers
 
 setup_file() {
 	export RECORDING=$ROOT/tests/replies/sgemm_cpu_demo
-	export REPLAYS=${REPLAYS:-$([ "${KM_LONG:-0}" = 1 ] && echo 200 || echo 40)}
+	local replays=40
+	[ -z "${SANITIZE:-}" ] || replays=10
+	[ "${KM_LONG:-0}" != 1 ] || replays=200
+	export REPLAYS=${REPLAYS:-$replays}
 }
 
 # Copy the recording to $1 with times scaled by lognormal(0.3) of seed $2, and a share $3 of the verdicts turned.
