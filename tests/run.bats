@@ -302,7 +302,9 @@ setup_file() {
 }
 
 @test "a run keeps the command of provider exec to the letter, another goes before it, and a recording is made without it" {
+	# shellcheck disable=SC2089,SC2090 # to the letter
 	local EXEC=$'"$PEER" # it\'s\n: $$ "100%"'
+	# shellcheck disable=SC2090 # likewise
 	export EXEC PEER=$ROOT/tests/peer/model.sh
 	km_run a TASK=sgemm_cpu PROVIDER=exec JUDGE=replay FROM="$RECORDING" ROUNDS=1
 	[ "$(jq -r .defaults.exec "$STATE/a/run.json")" = "$EXEC" ]
