@@ -193,6 +193,7 @@ asked() { jq -r .parameters.model "$STATE/$1/r00001/$2/request.json"; }
 	echo "$output"
 	[ "$status" -eq 0 ]
 	local strategy table=$STATE/sgemm_cpu-comparison/table.txt
+	mkdir recordings
 	for strategy in world evolve greedy best-of-n; do
 		grep -q "^$strategy  *6 " "$table"
 		grep -q "^$strategy	6	" "$STATE/sgemm_cpu-comparison/curves.tsv"
