@@ -436,9 +436,9 @@ setup_file() {
 }
 
 @test "make -n of the demo, a comparison and the tests runs none of them" {
-	run km_make -n demo
+	run km_make -n demo EVALS=7
 	[ "$status" -eq 0 ]
-	[[ $output == *tools/demo* ]]
+	[[ $output == *tools/demo*EVALS=*7* ]]
 	run km_make -n compare TASK=sgemm_cpu PROVIDER=manual
 	[ "$status" -eq 0 ]
 	[[ $output == *tools/compare* ]]
@@ -446,6 +446,20 @@ setup_file() {
 	[ "$status" -eq 0 ]
 	[[ $output != *passed* ]]
 	[ ! -e "$STATE" ]
+}
+
+@test "the demo refuses settings that it does not know, and its limit of evaluations holds" {
+	cd "$ROOT"
+	run tools/demo "$RECORDING" "$STATE" EVAL=3 -- make
+	[ "$status" -eq 2 ]
+	[[ $output == *"unknown setting 'EVAL=3'"* ]]
+	run tools/demo "$RECORDING" "$STATE" EVALS=3
+	[ "$status" -eq 2 ]
+	[ ! -e "$STATE/demo" ]
+	run tools/demo "$RECORDING" "$STATE" EVALS=1 -- make
+	[ "$status" -eq 0 ]
+	[[ $output == *"ended: 1 of 1 evaluations"* ]]
+	[ "$(jq .evaluations "$STATE"/demo/r00001/world.json)" -eq 1 ]
 }
 
 @test "a run whose making was cut off starts afresh" {

@@ -121,7 +121,7 @@ compare: all ## search a task by several strategies and compare: TASK= STRATEGIE
 	+$(Q)$(DRY)tools/compare $(STATE) $(RUN) $(call quoted,$(STRATEGIES)) $(SETTINGS) -- $(MAKE) -k rounds
 
 DEMO := tests/replies/sgemm_cpu_demo
-demo: all ## replay a recorded search on sgemm_cpu, compiled and timed here; no key needed
-	+$(Q)$(DRY)tools/demo $(DEMO) $(STATE) $(if $(MARCH),MARCH=$(call quoted,$(MARCH))) -- $(MAKE)
+demo: all ## replay a recorded search on sgemm_cpu, compiled and timed here, for some minutes; no key needed: EVALS=20
+	+$(Q)$(DRY)tools/demo $(DEMO) $(STATE) EVALS=$(call quoted,$(or $(EVALS),20)) $(if $(MARCH),MARCH=$(call quoted,$(MARCH))) -- $(MAKE)
 
 .PHONY: run status best waiting rewind settle bench record replay compare demo
