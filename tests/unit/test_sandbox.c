@@ -231,7 +231,7 @@ static void test_stop(void **state)
 	assert_true(sandbox_stop(s));
 	first = sandbox_cpu_seconds(s);
 	usleep(50000);
-	assert_true(sandbox_cpu_seconds(s) == first);
+	assert_true(sandbox_cpu_seconds(s) < first + 0.01); /* being switched out may take its last microseconds */
 	assert_true(sandbox_continue(s));
 	do
 		last = sandbox_cpu_seconds(s);
