@@ -84,9 +84,12 @@ cheat() {
 @test "a process that stays is noticed" {
 	(
 		echo "$MARK" >/proc/self/oom_score_adj
-		exec sleep 3 3>&-
+		exec sleep 60 3>&-
 	) &
-	sleep 0.2
+	for _ in $(seq 200); do
+		[ -z "$(left_over)" ] || break
+		sleep 0.05
+	done
 	[ -n "$(left_over)" ]
 	run left_nothing
 	[ "$status" -ne 0 ]

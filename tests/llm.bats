@@ -378,11 +378,15 @@ gone() {
 
 @test "limits hold among calls at the same time" {
 	local i
+	# Each call ends only when two were refused.
+	local command='for _ in $(seq 400); do [ "$(cat statuses | wc -l)" -lt 2 ] || break; sleep 0.05; done; echo hi'
+	command=${command/statuses/"$PWD/statuses"}
 	export KM_PRICE=1000,1000
+	: > statuses
 	for i in 1 2 3 4 5 6; do request "code/tile.0a1b/$i" > "request$i.json"; done
 	# Each may cost $0.058: four of them fit.
 	for i in 1 2 3 4 5 6; do
-		"$KM/km-llm" --provider exec --exec 'sleep 0.5; echo hi' --run run --usd 0.24 -o "reply$i.json" "request$i.json" 3>&- || echo "$?" >> statuses &
+		"$KM/km-llm" --provider exec --exec "$command" --run run --usd 0.24 -o "reply$i.json" "request$i.json" 3>&- || echo "$?" >> statuses &
 	done
 	wait
 	[ "$(sort -u statuses)" = 5 ]

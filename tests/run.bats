@@ -217,15 +217,15 @@ setup_file() {
 }
 
 @test "the lock is held while make runs" {
-	export MODEL_SLEEP=3
-	EXEC=$ROOT/tests/peer/model.sh km_run a TASK=sgemm_cpu PROVIDER=exec ROUNDS=1 JUDGE=replay FROM="$RECORDING" \
+	EXEC="until [ -e $BATS_TEST_TMPDIR/refused ]; do sleep 0.05; done; $ROOT/tests/peer/model.sh" km_run a TASK=sgemm_cpu PROVIDER=exec ROUNDS=1 JUDGE=replay FROM="$RECORDING" \
 		2>"$BATS_TEST_TMPDIR/first" 3>&- &
 	local first=$!
-	for _ in $(seq 100); do
+	for _ in $(seq 400); do
 		[ ! -e "$STATE/a/run.json" ] || break
 		sleep 0.05
 	done
 	run km_run a
+	touch "$BATS_TEST_TMPDIR/refused"
 	[ "$status" -eq 1 ]
 	[[ $output == *"another make is working on"* ]]
 	wait "$first"

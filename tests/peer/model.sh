@@ -5,14 +5,13 @@
 # Writes   the reply on stdout: operations on the tree, or a kernel; the same prompt always gets the same reply
 # Example  make run TASK=sgemm_cpu PROVIDER=exec EXEC="$PWD/tests/peer/model.sh"
 #
-# MODEL_SLEEP=S waits first. MODEL_KERNEL=FILE is the kernel of a code reply (default: one that does nothing).
+# MODEL_KERNEL=FILE is the kernel of a code reply (default: one that does nothing).
 set -eu -o pipefail
 export LC_ALL=C
 
 prompt=$(cat)
 sum=$(cksum <<<"$prompt")
 sum=${sum%% *}
-[ -z "${MODEL_SLEEP:-}" ] || sleep "$MODEL_SLEEP"
 
 # $1 parent, $2 title, $3 priority
 node() {

@@ -16,7 +16,7 @@
 
 #include <cmocka.h>
 
-static const struct sandbox_limits usual = { .wall_seconds = 20, .memory_bytes = 256 << 20, .processes = 32 };
+static const struct sandbox_limits usual = { .wall_seconds = 60, .memory_bytes = 256 << 20, .processes = 32 };
 
 /* Run a shell script inside; stdout is returned, the caller releases *r. */
 static const char *run(const char *script, struct sandbox_limits limits, struct process_result *r)
