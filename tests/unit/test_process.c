@@ -91,7 +91,7 @@ static void test_left_behind(void **state)
 	assert_false(r.timed_out);
 	r.output.data[strcspn(r.output.data, "\n")] = 0;
 	assert_true(parse_long(r.output.data, 2, 1L << 30, &pid));
-	for (int i = 0; i < 100 && kill((pid_t)pid, 0) == 0; i++)
+	for (int i = 0; i < 500 && kill((pid_t)pid, 0) == 0; i++)
 		usleep(20000);
 	assert_int_equal(kill((pid_t)pid, 0), -1);
 	process_result_release(&r);

@@ -224,15 +224,18 @@ static void test_stop(void **state)
 	struct process_result r;
 	struct error err;
 	struct sandbox *s = sandbox_start(&spec, &err);
-	double first, last = 0;
+	double first = -1, last = 0;
 
 	(void)state;
 	assert_non_null(s);
 	while (last < 0.01 && sandbox_check(s))
 		last = sandbox_cpu_seconds(s);
 	assert_true(sandbox_stop(s));
-	usleep(10000); /* /proc says stopped a moment before it is off the processor */
-	first = sandbox_cpu_seconds(s);
+	/* /proc says stopped a moment before it is off the processor. */
+	for (int i = 0; i < 500 && (first = sandbox_cpu_seconds(s)) != last; i++) {
+		last = first;
+		usleep(10000);
+	}
 	usleep(50000);
 	assert_true(sandbox_cpu_seconds(s) == first);
 	assert_true(sandbox_continue(s));
