@@ -269,12 +269,42 @@ static void test_no_bubblewrap(void **state)
 	unsetenv("KM_BWRAP");
 }
 
+/* Bubblewrap's first and last line read at once, as when the program is over before we come to look. */
+static void test_fast(void **state)
+{
+	static const char script[] = "#!/bin/bash\n"
+		"for ((i = 1; i < $#; i++)); do [ \"${!i}\" != --json-status-fd ] || { i=$((i + 1)) && n=${!i}; }; done\n"
+		"report=$(eval \"bwrap \\\"\\$@\\\" $n>&1 >/dev/null\")\n"
+		"status=$?\n"
+		"printf '%s\\n' \"$report\" >&\"$n\"\n"
+		"exit $status\n";
+	char folder[] = "/var/tmp/km-test-XXXXXX", path[64];
+	struct process_result r;
+	FILE *f;
+
+	(void)state;
+	assert_non_null(mkdtemp(folder));
+	snprintf(path, sizeof(path), "%s/bwrap", folder);
+	f = fopen(path, "w");
+	assert_non_null(f);
+	assert_true(fputs(script, f) >= 0 && fclose(f) == 0 && chmod(path, 0755) == 0 && chmod(folder, 0755) == 0);
+	setenv("KM_BWRAP", path, 1);
+	run("exit 7", usual, &r);
+	unsetenv("KM_BWRAP");
+	unlink(path);
+	rmdir(folder);
+	assert_int_equal(r.exit_code, 7);
+	assert_false(r.not_started);
+	process_result_release(&r);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_no_bubblewrap), cmocka_unit_test(test_world), cmocka_unit_test(test_status),
 		cmocka_unit_test(test_limits), cmocka_unit_test(test_nothing_left), cmocka_unit_test(test_files),
 		cmocka_unit_test(test_proc_with_devices), cmocka_unit_test(test_extras), cmocka_unit_test(test_stop),
+		cmocka_unit_test(test_fast),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

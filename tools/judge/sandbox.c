@@ -37,9 +37,11 @@ enum {
 struct sandbox {
 	pid_t child;      /* bubblewrap, or with no_sandbox the program */
 	pid_t init;       /* process 1 of the sandbox as we see it; 0 with no_sandbox */
-	int init_handle;  /* pidfd of init, or -1 */
+	int init_handle;  /* pidfd of init, or -1 if it was gone before we could look */
 	pid_t program;    /* 0: not looked up yet */
-	int status_fd;    /* what bubblewrap reports */
+	int status_fd;    /* what bubblewrap reports: lines of JSON, the last when its program has ended */
+	char report[1024]; /* those read so far */
+	size_t report_len;
 	bool ended;       /* child is reaped, wait_status holds how it ended */
 	int wait_status;
 	bool timed_out, over_memory, killed;
@@ -157,9 +159,9 @@ static void family_find(struct family *f, const struct sandbox *s)
 {
 	f->count = 0;
 	f->overflow = false;
-	if (s->init)
+	if (s->init_handle >= 0)
 		add_children(f, s->init);
-	else
+	else if (!s->init)
 		family_add(f, s->child);
 	for (int i = 0; i < f->count && !f->overflow; i++)
 		add_children(f, f->pids[i]);
@@ -478,30 +480,48 @@ static int no_bubblewrap(struct error *err, const char *why)
 			 "or run it unprotected with --no-sandbox)", why);
 }
 
-/* Wait for bubblewrap's first report, {"child-pid": N, ...}. */
+/* Take what bubblewrap has reported since. False at the end, and when there is nothing to take. */
+static bool read_report(struct sandbox *s)
+{
+	ssize_t n = read(s->status_fd, s->report + s->report_len, sizeof(s->report) - 1 - s->report_len);
+
+	if (n > 0)
+		s->report_len += (size_t)n;
+	return n > 0;
+}
+
+/* Wait for bubblewrap's first line, {"child-pid": N, ...}. If the program is fast the last one may come along with it. */
 static int read_init(struct sandbox *s)
 {
 	double until = monotonic_seconds() + START_SECONDS;
-	char text[512];
-	size_t len = 0;
 
-	while (len < sizeof(text) - 1 && monotonic_seconds() < until) {
+	while (monotonic_seconds() < until) {
 		struct pollfd p = { .fd = s->status_fd, .events = POLLIN };
 		const char *found;
-		ssize_t n;
 
 		if (poll(&p, 1, TICK_MS) <= 0)
 			continue;
-		n = read(s->status_fd, text + len, sizeof(text) - 1 - len);
-		if (n <= 0)
+		if (!read_report(s))
 			return -1;
-		len += (size_t)n;
-		text[len] = 0;
-		found = strstr(text, "\"child-pid\":");
+		found = strstr(s->report, "\"child-pid\":");
 		if (found && strchr(found, '\n'))
 			return sscanf(found, "\"child-pid\": %d", &s->init) == 1 && s->init > 1 ? 0 : -1;
 	}
 	return -1;
+}
+
+/* A fast program may have ended and its process 1 been reaped: then the number is nobody's, or already another's. */
+static void open_init(struct sandbox *s)
+{
+	char path[64], state;
+	pid_t parent;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", s->init);
+	s->init_handle = (int)syscall(SYS_pidfd_open, s->init, 0);
+	if (read_stat(path, &state, &parent) && parent == s->child)
+		return;
+	close_if(s->init_handle);
+	s->init_handle = -1;
 }
 
 static void reap(struct sandbox *s)
@@ -527,7 +547,7 @@ static int start_bubblewrap(struct sandbox *s, const struct sandbox_spec *spec, 
 		reap(s);
 		return no_bubblewrap(err, "bubblewrap is refused by this machine");
 	}
-	s->init_handle = (int)syscall(SYS_pidfd_open, s->init, 0);
+	open_init(s);
 	return 0;
 }
 
@@ -650,8 +670,7 @@ pid_t sandbox_pid(struct sandbox *s)
 		return s->program ? s->program : s->child;
 	f = xmalloc(sizeof(*f));
 	do {
-		f->count = 0;
-		add_children(f, s->init);
+		family_find(f, s);
 		if (f->count == 0)
 			sleep_ms(1);
 	} while (f->count == 0 && monotonic_seconds() < until && sandbox_check(s));
@@ -756,17 +775,14 @@ bool sandbox_continue(struct sandbox *s)
 /* ---- its end --------------------------------------------------------------------------------------------------------- */
 
 /* Bubblewrap reports {"exit-code": N} only if the program was begun. */
-static bool program_began(const struct sandbox *s)
+static bool program_began(struct sandbox *s)
 {
-	char text[1024];
-	ssize_t n;
-
 	if (!s->init)
 		return true;
 	fcntl(s->status_fd, F_SETFL, O_NONBLOCK);
-	n = read(s->status_fd, text, sizeof(text) - 1);
-	text[n > 0 ? n : 0] = 0;
-	return strstr(text, "\"exit-code\"") != NULL;
+	while (read_report(s))
+		;
+	return strstr(s->report, "\"exit-code\"") != NULL;
 }
 
 static void describe_end(struct sandbox *s, struct process_result *result)
@@ -787,8 +803,6 @@ static void wait_until_empty(struct sandbox *s)
 {
 	struct pollfd p = { .fd = s->init_handle, .events = POLLIN };
 
-	while (s->init_handle < 0 && s->init && kill(s->init, SIGKILL) == 0)
-		sleep_ms(1);
 	if (s->init_handle < 0)
 		return;
 	syscall(SYS_pidfd_send_signal, s->init_handle, SIGKILL, NULL, 0);
