@@ -30,7 +30,7 @@ enum {
 	DEFAULT_MB = 64,
 	DEFAULT_DESCRIPTORS = 256,
 	MAX_DESCENDANTS = 4096, /* more of them than this count as too much memory */
-	START_SECONDS = 5,
+	START_SECONDS = 20,
 	TICK_MS = 20,
 };
 
@@ -545,7 +545,8 @@ static int start_bubblewrap(struct sandbox *s, const struct sandbox_spec *spec, 
 	if (read_init(s) < 0) {
 		kill(s->child, SIGKILL);
 		reap(s);
-		return no_bubblewrap(err, "bubblewrap is refused by this machine");
+		return no_bubblewrap(err, monotonic_seconds() - s->start > START_SECONDS ? "bubblewrap did not begin in time" :
+				     "bubblewrap is refused by this machine");
 	}
 	open_init(s);
 	return 0;

@@ -67,7 +67,7 @@ struct sandbox; /* a running one */
  * Must be called from a thread that lives as long as the sandbox: the kernel ends the sandbox with that thread. */
 struct sandbox *sandbox_start(const struct sandbox_spec *spec, struct error *err);
 
-/* The pid, as seen by the caller, of the program itself: to stop it, go on, and read /proc/PID/stat. Waits up to 5 s
+/* The pid, as seen by the caller, of the program itself: to stop it, go on, and read /proc/PID/stat. Waits up to 20 s
  * for it to exist; -1 if it does not. Valid until sandbox_end. The same pid on every call. */
 pid_t sandbox_pid(struct sandbox *s);
 
