@@ -97,6 +97,7 @@ static void ledger_counts_whole_lines_only(void **state)
 	struct call_line line = { .id = "abc", .cue = "init/0", .provider = "exec", .model = "a\tmodel\n", .tokens_in = 10, .tokens_out = 5, .usd = 0.25, .seconds = 2 };
 	static const struct calls_limits none = CALLS_LIMITS_NONE;
 	struct calls_sum sum;
+	struct error err;
 	bool found;
 	int fd = mkstemp(path);
 
@@ -135,6 +136,12 @@ static void ledger_counts_whole_lines_only(void **state)
 	assert_int_equal(calls_sum(path, &sum, NULL), 0);
 	assert_int_equal(sum.open, 0);
 	assert_int_equal(sum.started, 3);
+	assert_int_equal(file_append_line(path, "st", NULL), 0); /* cut off */
+	assert_int_equal(calls_sum(path, &sum, NULL), 0);
+	assert_int_equal(file_append_line(path, "{\"usd\": 7}", NULL), 0);
+	assert_int_equal(calls_sum(path, &sum, &err), -1);
+	assert_int_equal(err.code, KM_EXIT_INPUT);
+	assert_non_null(strstr(err.text, "line 11 "));
 	unlink(path);
 	assert_int_equal(calls_sum(path, &sum, NULL), 0);
 	assert_int_equal(sum.calls, 0);

@@ -29,23 +29,38 @@ static bool split(char *line, const char *end, char *fields[FIELDS])
 	return false;
 }
 
+/* Does it begin as a line of a ledger does, however short it was cut off? */
+static bool is_ours(const char *line)
+{
+	static const char *const kinds[] = { "start\t", "end\t", "fail\t" };
+
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+		if (starts_with(line, kinds[i]) || starts_with(kinds[i], line))
+			return true;
+	return false;
+}
+
 typedef void (*line_fn)(char *fields[FIELDS], void *data);
 
-/* Call fn for every whole line of the ledger that starts with this. */
+/* Call fn for every whole line of the ledger that starts with this. What is no ledger must not pass for one that says
+ * that nothing was spent. */
 static int each_line(const char *path, const char *start, line_fn fn, void *data, struct error *err)
 {
 	struct buf b;
 	int result = 0;
+	long number = 1;
 
 	if (!file_exists(path))
 		return 0;
 	buf_init(&b, LEDGER_MAX_BYTES);
 	result = file_read(path, &b, err);
-	for (char *line = b.data, *end; result == 0 && (end = memchr(line, '\n', (size_t)(b.data + b.len - line))); line = end + 1) {
+	for (char *line = b.data, *end; result == 0 && (end = memchr(line, '\n', (size_t)(b.data + b.len - line))); line = end + 1, number++) {
 		char *fields[FIELDS];
 
 		*end = 0;
-		if (starts_with(line, start) && split(line, end, fields))
+		if (!is_ours(line))
+			result = error_set(err, KM_EXIT_INPUT, "'%s': line %ld is none of a ledger of calls: it begins with neither start, end nor fail", path, number);
+		else if (starts_with(line, start) && split(line, end, fields))
 			fn(fields, data);
 	}
 	buf_release(&b);

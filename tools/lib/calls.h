@@ -5,8 +5,9 @@
  *   start  id  cue  provider  model  tokens_in_estimate  tokens_out_limit  usd_estimate  0
  *   end    id  cue  provider  model  tokens_in           tokens_out        usd           seconds
  *   fail   id  cue  provider  model  0                   0                 0             seconds
- * Lines are appended under flock by one write. A last line without its newline, or any line that has not nine fields,
- * is the rest of a write that was cut off, and is passed over.
+ * Lines are appended under flock by one write. A last line without its newline, or one that has not nine fields, is the
+ * rest of a write that was cut off, and is passed over. A line that begins with none of the three words is an error: the
+ * file is another one.
  */
 #ifndef KM_CALLS_H
 #define KM_CALLS_H
@@ -43,7 +44,7 @@ struct calls_limits {
 
 #define CALLS_LIMITS_NONE { -1, -1, -1, -1, -1, -1 }
 
-/* Sums of a ledger. A file that does not exist is an empty ledger. KM_EXIT_INPUT if it cannot be read. */
+/* Sums of a ledger. A file that does not exist is an empty ledger. KM_EXIT_INPUT if it cannot be read or is none. */
 int calls_sum(const char *path, struct calls_sum *sum, struct error *err);
 
 /* Sets *found to whether an `end` line of this id is there. */
